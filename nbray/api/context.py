@@ -1,0 +1,92 @@
+"""Which cluster this process talks to, and which task it runs: the only process-wide state of the API.
+
+A driver has one runtime between ``init`` and ``shutdown``; a worker has one for life. What a task knows of itself lives in a context variable,
+so that threads and coroutines of an actor each see their own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+from nbray.errors import NotInitializedError
+
+if TYPE_CHECKING:
+    from nbray.engine.base import Engine
+
+
+class TaskContext:
+    """What a running task knows of itself."""
+
+    __slots__ = ("actor", "attempt", "cancelled", "cell", "gpus", "name", "restarts", "task")
+
+    def __init__(
+        self, task: bytes, name: str, *, actor: bytes = b"", attempt: int = 0, restarts: int = 0, gpus: tuple[int, ...] = (), cell: str = ""
+    ) -> None:
+        self.task = task
+        self.name = name
+        self.actor = actor
+        self.attempt = attempt
+        self.restarts = restarts
+        self.gpus = gpus
+        self.cell = cell
+        self.cancelled = False
+
+
+class Runtime:
+    """A process's connection and what the API remembers beside it."""
+
+    def __init__(self, engine: Engine, *, namespace: str = "", worker: bool = False) -> None:
+        self.engine = engine
+        self.namespace = namespace
+        self.worker = worker
+        self.epoch = 0
+        """Grows with each notebook cell: in-place changes of a function's captured values are looked for once per epoch."""
+        self.pid = os.getpid()
+        self.on_close: list[Callable[[], None]] = []
+
+
+current_task: ContextVar[TaskContext | None] = ContextVar("nbray_task", default=None)
+
+_runtime: Runtime | None = None
+_ended = False
+
+
+def current() -> Runtime | None:
+    """The runtime of this process, None before ``init`` and after ``shutdown``."""
+    return _runtime
+
+
+def install(runtime: Runtime) -> None:
+    global _runtime, _ended
+    _runtime = runtime
+    _ended = False
+
+
+def clear() -> None:
+    global _runtime, _ended
+    if _runtime is not None:
+        _ended = True
+    _runtime = None
+
+
+def require() -> Runtime:
+    """The runtime of this process; starts or joins a cluster when there has been none (as Ray's API does).
+
+    Raises NotInitializedError in a forked child of a connected process.
+    """
+    runtime = _runtime
+    if runtime is None:
+        from nbray.api.session import init  # noqa: PLC0415  (init imports this module)
+
+        init()
+        runtime = _runtime
+        assert runtime is not None
+    if runtime.pid != os.getpid():
+        raise NotInitializedError(
+            f"this process (pid {os.getpid()}) was forked from pid {runtime.pid}, which is connected to nbray; a forked child cannot use its "
+            "parent's connection. Call nbray.init() in it, or use nbray tasks instead of forking."
+        )
+    return runtime

@@ -1,0 +1,99 @@
+"""Every setting that comes from outside, read in one place: no other module reads environment variables.
+
+=====================  =============================================================================================
+``NBRAY_TTL``          seconds that a cluster without drivers and work lives on (1800)
+``NBRAY_RUNTIME_DIR``  directory of sockets and discovery files (default: a private one below the user's runtime directory)
+``NBRAY_SPILL_DIR``    directory on a local disk for spilled objects and the GCS's database (default: the temp directory)
+``NBRAY_STORE_MEMORY`` bytes of the object store (default: 30 % of the memory this process may use)
+``NBRAY_CLUSTER``      name of the cluster to start or join
+``NBRAY_PORTABLE``     1: use no Linux-only mechanism where a portable one exists
+``NBRAY_STATIC``       1: plain, deterministic output in notebooks
+``NBRAY_LOG``          log level of the daemons (WARNING)
+``CPU_LIMIT``, ``MEM_LIMIT``  limits set by hosting platforms (JupyterHub)
+=====================  =============================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+INLINE_LIMIT = 16 * 1024
+"""Bytes up to which values travel in messages and live in the node's table; larger ones go to the arena (protocol section 10)."""
+
+PUSH_WINDOW = 8 * 1024 * 1024
+"""Unsent bytes per connection above which the node stops pushing results (protocol section 5)."""
+
+PENDING_LIMIT = 1_000_000
+"""Unfinished tasks of one process above which ``.remote()`` waits."""
+
+PREFETCH = 16
+"""Tasks dispatched ahead to a worker when the function's mean time is under 1 ms (protocol section 5: depth 16 gives 3x of depth 1)."""
+
+PREFETCH_PATIENCE = 0.01
+"""Seconds after which the unstarted tasks behind a running one are taken back."""
+
+CANCEL_GRACE = 2.0
+"""Seconds between the interrupt of a cancelled task and the end of its worker (protocol section 9)."""
+
+HEAD_PATIENCE = 60.0
+"""Seconds that calls wait for a head that is gone (protocol section 7)."""
+
+IDLE_PIN = 0.1
+"""Seconds after which a process gives back pins that no view uses."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The environment's settings, with defaults."""
+
+    ttl: float = 1800.0
+    runtime_dir: str = ""
+    spill_dir: str = ""
+    store_memory: int = 0
+    cluster: str = ""
+    portable: bool = False
+    static: bool = False
+    log: str = "WARNING"
+    cpu_limit: float = 0.0
+    memory_limit: int = 0
+    temp_dir: str = ""
+    user_runtime_dir: str = ""
+    cgroup_root: str = "/sys/fs/cgroup"
+
+
+def _number(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name, "")
+    if not text:
+        return default
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"the environment variable {name}={text!r} should be a number, for instance {name}={default:g}") from None
+
+
+def settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings of this process. Raises ValueError naming a variable that cannot be read."""
+    env = os.environ if environment is None else environment
+    return Settings(
+        ttl=_number(env, "NBRAY_TTL", 1800.0),
+        runtime_dir=env.get("NBRAY_RUNTIME_DIR", ""),
+        spill_dir=env.get("NBRAY_SPILL_DIR", ""),
+        store_memory=int(_number(env, "NBRAY_STORE_MEMORY", 0)),
+        cluster=env.get("NBRAY_CLUSTER", ""),
+        portable=env.get("NBRAY_PORTABLE", "") not in ("", "0"),
+        static=env.get("NBRAY_STATIC", "") not in ("", "0"),
+        log=env.get("NBRAY_LOG", "WARNING"),
+        cpu_limit=_number(env, "CPU_LIMIT", 0.0),
+        memory_limit=int(_number(env, "MEM_LIMIT", 0)),
+        temp_dir=env.get("TMPDIR", ""),
+        user_runtime_dir=env.get("XDG_RUNTIME_DIR", ""),
+        cgroup_root=env.get("NBRAY_CGROUP_ROOT", "/sys/fs/cgroup"),
+    )
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for daemons: the caller's, without proxies (nothing of nbray's goes through one) and without Python's start-up hooks."""
+    dropped = {"http_proxy", "https_proxy", "all_proxy", "PYTHONSTARTUP", "PYTHONPATH", "PYTHONHOME", "PYTHONINSPECT"}
+    return {k: v for k, v in os.environ.items() if k not in dropped and k.lower() not in dropped}

@@ -1,0 +1,1 @@
+"""Engines: the seam between the API and a cluster."""

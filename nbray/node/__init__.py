@@ -1,0 +1,1 @@
+"""The node process: a pure machine and the shell around it."""

@@ -1,0 +1,1 @@
+"""Scheduling: pure machines that decide what runs when and where."""

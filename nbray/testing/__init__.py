@@ -1,0 +1,1 @@
+"""Tools to test nbray and what is built on it, shipped with it."""

@@ -1,0 +1,1 @@
+"""Worker processes: the zygote that forks them, and what runs in them."""
