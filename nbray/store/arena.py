@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import OrderedDict
+from itertools import pairwise
 
 PAGE = 4096
 ALIGNMENT = 64
@@ -96,7 +97,9 @@ class Arena:
         self._limit = limit // PAGE * PAGE
         self._span = self._limit * _SPAN_FACTOR if span is None else span // PAGE * PAGE
         if self._limit < PAGE or self._span < self._limit:
-            raise ValueError(f"an arena needs a limit of at least {PAGE} bytes and a span of at least the limit: {limit=}, {span=}")
+            raise ValueError(
+                f"an arena needs a limit of at least {PAGE} bytes and a span of at least the limit: {limit=}, {span=}"
+            )
         self._used = 0
         self._warm = 0
         self._blocks: dict[int, Block] = {}
@@ -144,7 +147,9 @@ class Arena:
             raise ValueError(f"size and client must not be negative: {size=}, {client=}")
         rounded = _round(size)
         if rounded > self._limit:
-            raise ValueError(f"a block of {size} bytes can never fit into an arena limited to {self._limit} bytes")
+            raise ValueError(
+                f"a block of {size} bytes can never fit into an arena limited to {self._limit} bytes"
+            )
         offset = self._take(rounded, client) if rounded >= PAGE else self._take_piece(rounded, client)
         if offset is None:
             return None
@@ -168,8 +173,10 @@ class Arena:
             self._give_back(page, PAGE, block.client)
 
     def take_punches(self) -> list[tuple[int, int]]:
-        """(offset, length) of pages that became cold since the last call: the caller must give their memory back to the kernel before it
-        hands out the block that was allocated."""
+        """(offset, length) of pages that became cold since the last call.
+
+        The caller gives their memory back to the kernel before it hands out the block that was allocated.
+        """
         if not self._punches:
             return []
         punches: list[tuple[int, int]] = []
@@ -190,27 +197,37 @@ class Arena:
     def check(self) -> None:
         """Assert the invariants; looks at every block, for tests."""
         regions = [(run.start, run.length) for run in self._starts.values()]
-        used_pages = {page for block in self._blocks.values() if block.size < PAGE for page in [block.offset // PAGE * PAGE]}
+        used_pages = {
+            page
+            for block in self._blocks.values()
+            if block.size < PAGE
+            for page in [block.offset // PAGE * PAGE]
+        }
         regions += [(page, PAGE) for page in used_pages]
         regions += [(block.offset, block.size) for block in self._blocks.values() if block.size >= PAGE]
         at = 0
         for start, length in sorted(regions):
             assert start == at, f"gap or overlap at {at}, next region at {start}"
-            assert length > 0 and start % PAGE == 0 and length % PAGE == 0, f"region {start} of {length} bytes is not whole pages"
+            assert length > 0, f"empty region at {start}"
+            assert (start | length) % PAGE == 0, f"region {start} of {length} bytes is not whole pages"
             at = start + length
         assert at == self._span, f"regions end at {at}, not at the span {self._span}"
         small = sorted((block.offset, block.size) for block in self._blocks.values() if block.size < PAGE)
-        for (offset, size), (following, _) in zip(small, small[1:], strict=False):
+        for (offset, size), (following, _) in pairwise(small):
             assert offset + size <= following, f"small blocks overlap at {following}"
         warm = sum(run.length for run in self._starts.values() if run.client != _COLD)
         cold = sum(run.length for run in self._starts.values() if run.client == _COLD)
         assert warm == self._warm, f"warm is {self._warm}, runs add up to {warm}"
         assert self._used + warm + cold == self._span, "used + warm + cold is not the span"
-        assert self._used + self._warm <= self._limit, f"used {self._used} + warm {self._warm} exceed the limit {self._limit}"
+        assert self._used + self._warm <= self._limit, (
+            f"used {self._used} + warm {self._warm} exceed the limit {self._limit}"
+        )
         for run in self._starts.values():
             assert self._ends[run.start + run.length] is run, "a run is not found by its end"
             after = self._starts.get(run.start + run.length)
-            assert after is None or after.client != run.client, f"runs of one kind meet at {run.start + run.length}"
+            assert after is None or after.client != run.client, (
+                f"runs of one kind meet at {run.start + run.length}"
+            )
 
     # -- small blocks
 
