@@ -173,7 +173,7 @@ class Page(msgspec.Struct):
     ``history``: per batch its node id and its events, encoded (task events or facts, by the question), oldest first; from the head and, what
     it has not acknowledged yet, from the node itself (``nbray.gcs.client`` merges them). ``live``: per node its id and the rows of what
     exists now: `TaskEvent` (at most ``limit`` of them), `ObjectRow`, `ActorRow`, `WorkerRow`, `NodeRow`. ``rows``: records of a table of the head.
-    ``sequence``: the last batch of the asking node that the head had stored when it looked. ``older``: pass it as ``before`` to get
+    ``sequence``: the last batch of the asking node that the head had stored when it looked (a huge number in all but the newest page). ``older``: pass it as ``before`` to get
     the page before this one, 0 when there is none.
     """
 

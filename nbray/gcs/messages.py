@@ -84,12 +84,16 @@ class NameUnbind(_Operation, tag=6):
 
 
 class NodeState(_Operation, tag=7):
-    """A node is ALIVE, DRAINING or DEAD. Fails if the incarnation is not the current one, or is DEAD already."""
+    """A node is ALIVE, DRAINING or DEAD. Fails if the incarnation is not the current one, or is DEAD already.
+
+    Death ends the node's jobs and frees the names of its actors.
+    """
 
     node: str
     incarnation: int
     state: str
     reason: str = ""
+    time: float = 0.0
 
 
 class PutFunction(_Operation, tag=8):
@@ -174,8 +178,8 @@ class _Message(msgspec.Struct, array_like=True, gc=False):
 class RegisterNode(_Message, tag=1):
     """First message of a connection, and of every later one of the same incarnation.
 
-    ``incarnation`` grows with each start of the node (its start time in ns): the largest known fences all others. The head serves
-    one cluster: the first ``cluster`` it hears of.
+    ``incarnation`` grows with each start of the node (its start time in ns): the largest known fences all others, and ends the jobs and
+    frees the actor names of the earlier ones. The head serves one cluster: the first ``cluster`` it hears of.
     """
 
     protocol: int
@@ -185,6 +189,7 @@ class RegisterNode(_Message, tag=1):
     cluster: bytes
     resources: dict[str, int]
     socket: str = ""
+    time: float = 0.0
 
 
 class Batch(_Message, tag=2):
