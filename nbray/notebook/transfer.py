@@ -1,0 +1,402 @@
+"""Values on their way between the notebook and the process that runs a cell.
+
+A cell behaves as if it ran in the notebook, so the names it gets must hang together as they do there: two names for one object stay one
+object, and a function sees the *current* global names of the namespace it lands in, not a private copy. So all values of a cell go
+through one pickler, which takes functions of the namespace apart (code, defaults, closure) and leaves their globals out; what those
+functions read is sent as names of its own. At the other end they are put together over that end's namespace.
+
+The bytes of arrays are kept out of the pickle (protocol 5), so that they travel through the object store without a copy; refs and actor
+handles are kept out too, so that the engine sees them and counts them.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import importlib
+import io
+import pickle
+import sys
+import threading
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import cloudpickle
+
+from nbray.notebook.capture import names_in_query
+
+IN_BAND = 4096
+"""Buffers below this many bytes stay in the pickle: aligning and describing them apart costs more than copying."""
+
+_FIRST = (type(None), bool, int, float, complex, str, bytes, tuple)
+
+
+class UnsendableError(Exception):
+    """A value that no other process can have; the text says why and what to do instead."""
+
+
+@dataclass
+class Parcel:
+    """Named values, ready for the engine.
+
+    ``head``: one pickle after the other, in the order of ``names``; ``buffers``: the large ones' bytes, out of band; ``carried``: refs
+    and actor handles, for the engine's own pickler; ``modules``: name -> module to import; ``imports``: further modules to import;
+    ``size``: bytes altogether.
+    """
+
+    names: list[str]
+    head: Any
+    buffers: list[Any]
+    carried: list[Any]
+    modules: dict[str, str] = field(default_factory=dict)
+    imports: list[str] = field(default_factory=list)
+    size: int = 0
+
+
+@dataclass
+class Packed:
+    """A parcel and what could not go into it: name -> why."""
+
+    parcel: Parcel
+    left: dict[str, str]
+    sizes: dict[str, int]
+    needed_by: dict[str, str]
+    """name -> the function that reads it, for names that the cell itself does not mention."""
+
+
+def pack(
+    names: Iterable[str],
+    namespace: dict[str, Any],
+    *,
+    carried: tuple[type, ...] = (),
+    extra: Mapping[str, Any] | None = None,
+    follow: Callable[[str], bool] | None = None,
+) -> Packed:
+    """Pack the values of ``names``, and of every further name of the namespace that their functions read and ``follow`` agrees to.
+
+    ``carried``: types whose instances the engine's own pickler must see. ``extra``: values that have no name in the namespace. Names
+    that cannot be sent are in ``left``; the rest is complete.
+    """
+    wanted = dict.fromkeys(names)
+    left: dict[str, str] = {}
+    while True:
+        attempt = _Attempt(wanted, namespace, carried, extra or {}, follow, left)
+        failed = attempt.run()
+        if failed is None:
+            return attempt.packed()
+        # The pickler's memo knows objects that the failed part mentioned first, so start afresh without that name.
+        left[failed[0]] = failed[1]
+
+
+class _Attempt:
+    def __init__(
+        self,
+        wanted: Iterable[str],
+        namespace: dict[str, Any],
+        carried: tuple[type, ...],
+        extra: Mapping[str, Any],
+        follow: Callable[[str], bool] | None,
+        left: dict[str, str],
+    ) -> None:
+        self._namespace = namespace
+        self._extra = extra
+        self._follow = follow
+        self._left = left
+        self._seen = {name for name in wanted if name in namespace}
+        self._code: deque[str] = deque()
+        self._plain: deque[str] = deque()
+        self._data: deque[str] = deque()
+        self._file = io.BytesIO()
+        self._pickler = NamespacePickler(self._file, namespace, carried)
+        self._parcel = Parcel([], b"", self._pickler.buffers, self._pickler.carried)
+        self._needed_by: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
+        for name in wanted:
+            if name in namespace:
+                self._enqueue(name)
+
+    def _enqueue(self, name: str) -> None:
+        # Functions and classes first: unpickling an instance may already call its methods, and those read plain values.
+        if name in self._left:
+            return
+        value = self._namespace[name]
+        if isinstance(value, (types.FunctionType, type)):
+            self._code.append(name)
+        elif isinstance(value, _FIRST):
+            self._plain.append(name)
+        else:
+            self._data.append(name)
+
+    def run(self) -> tuple[str, str] | None:
+        """Pack everything; the first name that cannot be sent, and why."""
+        for name, value in self._extra.items():
+            if name not in self._left:
+                failure = self._dump(name, value)
+                if failure is not None:
+                    return name, failure
+        while self._code or self._plain or self._data:
+            name = (self._code or self._plain or self._data).popleft()
+            value = self._namespace[name]
+            if is_importable_module(value):
+                self._parcel.modules[name] = value.__name__
+                continue
+            failure = self._dump(name, value)
+            if failure is not None:
+                return name, failure
+        return None
+
+    def _dump(self, name: str, value: Any) -> str | None:
+        before = self._file.tell() + self._pickler.out_of_band
+        try:
+            self._pickler.dump(value)
+        except Exception as error:  # noqa: BLE001  (whatever a user's __reduce__ raises)
+            return reason(error)
+        self._sizes[name] = self._file.tell() + self._pickler.out_of_band - before
+        self._parcel.names.append(name)
+        for needed in sorted(self._pickler.take_needed()):
+            if (
+                needed in self._namespace
+                and needed not in self._seen
+                and (self._follow is None or self._follow(needed))
+            ):
+                self._seen.add(needed)
+                self._needed_by[needed] = name
+                self._enqueue(needed)
+        return None
+
+    def packed(self) -> Packed:
+        self._parcel.head = pickle.PickleBuffer(self._file.getbuffer())
+        self._parcel.size = self._file.tell() + self._pickler.out_of_band
+        return Packed(self._parcel, self._left, self._sizes, self._needed_by)
+
+
+def unpack(parcel: Parcel, namespace: dict[str, Any], *, refresh_classes: bool = False) -> dict[str, Any]:
+    """The values by name; functions among them have ``namespace`` as their globals, which gets nothing else but the modules they may need.
+
+    With ``refresh_classes`` a class that this process knows already is given the state that was sent (a worker runs one cell after the
+    other); else it stays as it is here. Raises what importing the modules or unpickling raises.
+    """
+    for name in parcel.imports:
+        importlib.import_module(name)
+    values: dict[str, Any] = {
+        name: importlib.import_module(module) for name, module in parcel.modules.items()
+    }
+    buffers = [_writable(buffer) for buffer in parcel.buffers]
+    unpickler = pickle.Unpickler(io.BytesIO(_writable(parcel.head)), buffers=buffers)
+    outer = getattr(_receiving, "end", None)
+    _receiving.end = _End(namespace, parcel.carried, refresh_classes)
+    try:
+        for name in parcel.names:
+            values[name] = unpickler.load()
+            if refresh_classes:
+                # A cell's process: what is unpickled later may call functions that read this name.
+                namespace[name] = values[name]
+    finally:
+        _receiving.end = outer
+    return values
+
+
+def _writable(buffer: Any) -> memoryview:
+    """The buffer, or a copy of a read-only one (small values travel inline): inputs and results are the receiver's own."""
+    view = memoryview(buffer)
+    return memoryview(bytearray(view)) if view.readonly else view
+
+
+def is_importable_module(value: Any) -> bool:
+    """Whether a value is a module that another process gets by importing it."""
+    return isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value
+
+
+def submodules(root: types.ModuleType, chains: Iterable[str]) -> list[str]:
+    """Which attribute chains of a module are imported submodules: those have to be imported where the chain is used."""
+    found: dict[str, None] = {}
+    for chain in sorted(chains):
+        name = root.__name__
+        for part in chain.split("."):
+            name = f"{name}.{part}"
+            if name not in sys.modules:
+                break
+            found[name] = None
+    return list(found)
+
+
+def reason(error: BaseException) -> str:
+    """Why a value cannot be sent, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+_GLOBAL_OPERATIONS = frozenset(
+    dis.opmap[name]
+    for name in ("LOAD_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+    if name in dis.opmap
+)
+_code_globals: weakref.WeakKeyDictionary[types.CodeType, frozenset[str]] = weakref.WeakKeyDictionary()
+
+
+def code_globals(code: types.CodeType) -> frozenset[str]:
+    """The global names that a code object and those inside it read."""
+    known = _code_globals.get(code)
+    if known is None:
+        found = {step.argval for step in dis.get_instructions(code) if step.opcode in _GLOBAL_OPERATIONS}
+        asks = "query" in code.co_names or "eval" in code.co_names
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                found |= code_globals(constant)
+            elif asks and isinstance(constant, str):
+                found.update(names_in_query(constant))
+        known = _code_globals[code] = frozenset(found)
+    return known
+
+
+class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Pickles values of a namespace; functions of that namespace without their globals (see the module)."""
+
+    def __init__(self, file: io.BytesIO, namespace: dict[str, Any], carried: tuple[type, ...]) -> None:
+        super().__init__(file, protocol=5, buffer_callback=self._keep)
+        self._namespace = namespace
+        self._types = carried
+        self._needed: set[str] = set()
+        self._checked: set[type] = set()
+        self.buffers: list[pickle.PickleBuffer] = []
+        self.out_of_band = 0
+        self.carried: list[Any] = []
+
+    def _keep(self, buffer: pickle.PickleBuffer) -> bool:
+        try:
+            size = buffer.raw().nbytes
+        except BufferError:
+            return True
+        if size < IN_BAND:
+            return True
+        self.buffers.append(buffer)
+        self.out_of_band += size
+        return False
+
+    def take_needed(self) -> set[str]:
+        """Global names read by the functions pickled since the last call."""
+        needed, self._needed = self._needed, set()
+        return needed
+
+    def reducer_override(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is types.FunctionType:
+            if value.__globals__ is self._namespace:
+                return self._reduce_function(value)
+        elif kind is types.CellType:
+            try:
+                return _empty_cell, (), (value.cell_contents,), None, None, _fill_cell
+            except ValueError:
+                return _empty_cell, ()
+        elif kind is functools._lru_cache_wrapper:
+            wrapped = value.__wrapped__
+            if getattr(wrapped, "__globals__", None) is self._namespace:
+                return _cached, (wrapped, value.cache_parameters())
+        elif isinstance(value, type):
+            reduced = super().reducer_override(value)
+            if isinstance(reduced, tuple) and len(reduced) == 6:
+                return (*reduced[:5], functools.partial(_fill_class, reduced[5]))
+            return reduced
+        elif isinstance(value, self._types):
+            self.carried.append(value)
+            return _from_carried, (len(self.carried) - 1,)
+        elif kind not in self._checked:
+            refuse(value)
+            self._checked.add(kind)
+        return super().reducer_override(value)
+
+    def _reduce_function(self, function: types.FunctionType) -> Any:
+        self._needed |= code_globals(function.__code__)
+        state = {
+            "__qualname__": function.__qualname__,
+            "__module__": function.__module__,
+            "__doc__": function.__doc__,
+            "__defaults__": function.__defaults__,
+            "__kwdefaults__": function.__kwdefaults__,
+            "__annotations__": function.__annotations__,
+            "__dict__": function.__dict__,
+        }
+        if sys.version_info >= (3, 12):
+            state["__type_params__"] = function.__type_params__
+        return (
+            _function,
+            (function.__code__, function.__name__, function.__closure__),
+            state,
+            None,
+            None,
+            _fill_function,
+        )
+
+
+def refuse(value: Any) -> None:
+    """Raises UnsendableError for values that a pickler would take although they mean nothing elsewhere."""
+    if isinstance(value, io.IOBase) and not isinstance(value, (io.BytesIO, io.StringIO)):
+        raise UnsendableError("an open file belongs to this process; send its path and open it in the cell")
+    for base in type(value).__mro__:
+        if base.__name__ == "Widget" and base.__module__.startswith("ipywidgets."):
+            raise UnsendableError(
+                "a widget lives in the notebook; read what you need from it (.value) in a cell before"
+            )
+        if base.__name__ == "InteractiveShell" and base.__module__.startswith("IPython."):
+            raise UnsendableError("the notebook's own shell lives in the notebook")
+
+
+# -- the receiving end: called by the unpickler -------------------------------------------------------------------------------
+
+
+@dataclass
+class _End:
+    namespace: dict[str, Any]
+    carried: list[Any]
+    refresh_classes: bool
+
+
+_receiving = threading.local()
+
+
+def _here() -> _End:
+    end: _End | None = getattr(_receiving, "end", None)
+    if end is None:
+        raise pickle.UnpicklingError(
+            "a part of a notebook cell's values was unpickled outside of nbray.notebook.transfer.unpack"
+        )
+    return end
+
+
+def _function(
+    code: types.CodeType, name: str, closure: tuple[types.CellType, ...] | None
+) -> types.FunctionType:
+    return types.FunctionType(code, _here().namespace, name, None, closure)
+
+
+def _fill_function(function: types.FunctionType, state: dict[str, Any]) -> None:
+    function.__dict__.update(state.pop("__dict__"))
+    for name, value in state.items():
+        setattr(function, name, value)
+
+
+def _empty_cell() -> types.CellType:
+    return types.CellType()
+
+
+def _fill_cell(cell: types.CellType, contents: tuple[Any]) -> None:
+    cell.cell_contents = contents[0]
+
+
+def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _from_carried(index: int) -> Any:
+    return _here().carried[index]
+
+
+def _fill_class(fill: Callable[[type, Any], Any], cls: type, state: tuple[dict[str, Any], Any]) -> None:
+    # cloudpickle finds the class by its tracker when this process made it, or has received it before.
+    known = all(name in vars(cls) for name in state[0])
+    if not known or _here().refresh_classes:
+        fill(cls, state)
