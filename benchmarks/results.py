@@ -29,7 +29,7 @@ class Options:
     """How long and how often each case is timed, and the limits that end what hangs (seconds)."""
 
     rounds: int = 3
-    warm_up_s: float = 0.5
+    warm_up_s: float = 1.0
     window_s: float = 1.0
     windows: int = 2
     scale: float = 1.0

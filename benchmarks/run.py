@@ -70,7 +70,7 @@ class Session:
 
     def run(self) -> list[str]:
         """Records what the cases measured. Returns those that it did not come to because one of them ended or hung the process."""
-        with tempfile.TemporaryDirectory(prefix="nb-", dir="/tmp", ignore_cleanup_errors=True) as temp:
+        with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp", ignore_cleanup_errors=True) as temp:
             log = Path(temp, "session.log")
             with log.open("wb") as output:
                 process, report = self._spawn(temp, output.fileno())
@@ -215,7 +215,7 @@ def _environment(temp: str) -> dict[str, str]:
 
 def measure_limit(results: Results, what: str, round_: int) -> None:
     """One part of benchmarks/limit.py, in a process of its own."""
-    tasks = 2_000 if results.options.rounds == 1 else 20_000
+    tasks = 7_000 if results.options.rounds == 1 else 20_000
     try:
         output = subprocess.run(
             [sys.executable, "-m", "benchmarks.limit", "--json", what, "--tasks", str(tasks)],

@@ -534,7 +534,7 @@ def main() -> None:
     parser.add_argument(
         "--tree", type=int, required=True, help="pid of the process whose descendants are the system"
     )
-    parser.add_argument("--warm-up", type=float, default=0.5)
+    parser.add_argument("--warm-up", type=float, default=1.0)
     parser.add_argument("--window", type=float, default=1.0)
     parser.add_argument("--windows", type=int, default=2)
     parser.add_argument(
