@@ -1,1 +1,1 @@
-"""The benchmark suite: `python -m benchmarks.run` measures nbray and its peers side by side. See benchmarks/README.md."""
+"""The benchmark suite: `python -m benchmarks` measures nbray and its peers side by side. See benchmarks/README.md."""
