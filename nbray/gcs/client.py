@@ -77,7 +77,7 @@ class GcsClient:
         *,
         batch: int = 1000,
         interval: float = 0.05,
-        window: int = 8 << 20,
+        window: int = 2 << 20,
         limit: int = 64 << 20,
         patience: float = 60.0,
     ) -> None:
