@@ -24,15 +24,18 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lab bench format lock clean check-format check-lint check-types check-tests
+.PHONY: help moved venv demo test lab bench format lock clean check-format check-lint check-types check-tests
 
 help:
 	@sed -n 's/^#   make /  make /p' Makefile
 
-# One stamp per set of extras, each a no-op until the metadata changes.
-$(VENV)/.nbray-%: pyproject.toml constraints.txt tools/venv.sh
+# One stamp per set of extras, each a no-op until the metadata changes or the checkout has moved.
+MOVED := $(if $(wildcard $(VENV)/.nbray-checkout),$(filter-out $(CURDIR),$(file <$(VENV)/.nbray-checkout)))
+$(VENV)/.nbray-%: pyproject.toml constraints.txt tools/venv.sh $(if $(MOVED),moved)
 	@tools/venv.sh $(VENV) $*
 	@touch $@
+
+moved:
 
 venv: $(VENV)/.nbray-test
 

@@ -27,6 +27,12 @@ PROC = Path("/proc")
 # Helpers of the standard library that live until the interpreter ends, by design.
 INTERPRETER_HELPERS = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "loky.backend")
 
+# Parent of all kernel threads, which have no command line at all.
+KERNEL_THREADS = 2
+
+# In the middle of exec, usually for some microseconds, a process has no command line either.
+SECONDS_OF_EXEC = 0.2
+
 # Folders that a kernel makes for its debugger and never removes.
 FOREIGN_TEMP_PREFIXES = ("ipykernel_",)
 
@@ -51,6 +57,18 @@ def _state_and_parent(pid: int) -> tuple[str, int]:
     # The name, in parentheses, may itself hold spaces and parentheses.
     fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
     return (fields[0].decode(), int(fields[1])) if len(fields) > 1 else ("", 0)
+
+
+def _identity(pid: int) -> tuple[bytes, bytes]:
+    """Command line and environment of a process; empty if it has ended."""
+    deadline = time.monotonic() + SECONDS_OF_EXEC
+    while True:
+        if command := _read(f"/proc/{pid}/cmdline"):
+            return command, _read(f"/proc/{pid}/environ")
+        state, parent = _state_and_parent(pid)
+        if state in ("", "Z", "X") or parent in (0, KERNEL_THREADS) or time.monotonic() > deadline:
+            return b"", b""
+        os.sched_yield()
 
 
 def _own_children() -> list[int]:
@@ -116,15 +134,11 @@ class LeakCheck:
         for pid in alive:
             if pid in self._strangers or pid == os.getpid():
                 continue
-            command = _read(f"/proc/{pid}/cmdline")
-            if (
-                pid not in children
-                and self._marker not in command
-                and self._marker not in _read(f"/proc/{pid}/environ")
-            ):
+            command, environment = _identity(pid)
+            if pid not in children and self._marker not in command and self._marker not in environment:
                 continue
             title = command.replace(b"\0", b" ").decode(errors="replace").strip()
-            # A zombie has no command line; whether it is reaped is its parent's business.
+            # What has ended has no command line; whether it is reaped is its parent's business.
             if title and not any(helper in title for helper in INTERPRETER_HELPERS):
                 ours[pid] = title
         return ours
