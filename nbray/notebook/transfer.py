@@ -23,7 +23,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 
@@ -37,6 +37,16 @@ _FIRST = (type(None), bool, int, float, complex, str, bytes, tuple)
 
 class UnsendableError(Exception):
     """A value that no other process can have; the text says why and what to do instead."""
+
+
+class RefusedError(Exception):
+    """A name of `pack` cannot be sent. ``name``, ``value``, ``needed_by`` (a function that reads it, or ""); ``__cause__`` says why."""
+
+    def __init__(self, name: str, value: Any, needed_by: str) -> None:
+        super().__init__(name)
+        self.name = name
+        self.value = value
+        self.needed_by = needed_by
 
 
 @dataclass
@@ -66,6 +76,8 @@ class Packed:
     sizes: dict[str, int]
     needed_by: dict[str, str]
     """name -> the function that reads it, for names that the cell itself does not mention."""
+    carrying: set[str]
+    """Names whose values mention refs or actor handles."""
 
 
 def pack(
@@ -75,21 +87,31 @@ def pack(
     carried: tuple[type, ...] = (),
     extra: Mapping[str, Any] | None = None,
     follow: Callable[[str], bool] | None = None,
+    strict: bool = False,
 ) -> Packed:
     """Pack the values of ``names``, and of every further name of the namespace that their functions read and ``follow`` agrees to.
 
     ``carried``: types whose instances the engine's own pickler must see. ``extra``: values that have no name in the namespace. Names
-    that cannot be sent are in ``left``; the rest is complete.
+    that cannot be sent are in ``left`` and the rest is complete; or, if ``strict``, the first of them raises RefusedError.
     """
     wanted = dict.fromkeys(names)
     left: dict[str, str] = {}
+    needed_by: dict[str, str] = {}
     while True:
-        attempt = _Attempt(wanted, namespace, carried, extra or {}, follow, left)
+        attempt = _Attempt(wanted, namespace, carried, extra or {}, follow, left, needed_by)
         failed = attempt.run()
         if failed is None:
-            return attempt.packed()
+            if not attempt.late:
+                return attempt.packed()
+            # Unpickling an instance may call its methods (hash, setstate): now that all names are known, what they read goes first.
+            wanted.update(dict.fromkeys(attempt.needed_by))
+            needed_by.update(attempt.needed_by)
+            continue
+        name, error = failed
+        if strict:
+            raise RefusedError(name, namespace.get(name), attempt.needed_by.get(name, "")) from error
         # The pickler's memo knows objects that the failed part mentioned first, so start afresh without that name.
-        left[failed[0]] = failed[1]
+        left[name] = reason(error)
 
 
 class _Attempt:
@@ -101,6 +123,7 @@ class _Attempt:
         extra: Mapping[str, Any],
         follow: Callable[[str], bool] | None,
         left: dict[str, str],
+        needed_by: dict[str, str],
     ) -> None:
         self._namespace = namespace
         self._extra = extra
@@ -113,8 +136,10 @@ class _Attempt:
         self._file = io.BytesIO()
         self._pickler = NamespacePickler(self._file, namespace, carried)
         self._parcel = Parcel([], b"", self._pickler.buffers, self._pickler.carried)
-        self._needed_by: dict[str, str] = {}
+        self.needed_by = dict(needed_by)
+        self.late = False
         self._sizes: dict[str, int] = {}
+        self._carrying: set[str] = set()
         for name in wanted:
             if name in namespace:
                 self._enqueue(name)
@@ -131,7 +156,7 @@ class _Attempt:
         else:
             self._data.append(name)
 
-    def run(self) -> tuple[str, str] | None:
+    def run(self) -> tuple[str, Exception] | None:
         """Pack everything; the first name that cannot be sent, and why."""
         for name, value in self._extra.items():
             if name not in self._left:
@@ -149,14 +174,17 @@ class _Attempt:
                 return name, failure
         return None
 
-    def _dump(self, name: str, value: Any) -> str | None:
+    def _dump(self, name: str, value: Any) -> Exception | None:
         before = self._file.tell() + self._pickler.out_of_band
+        carried = len(self._pickler.carried)
         try:
             self._pickler.dump(value)
         except Exception as error:  # noqa: BLE001  (whatever a user's __reduce__ raises)
-            return reason(error)
+            return error
         self._sizes[name] = self._file.tell() + self._pickler.out_of_band - before
         self._parcel.names.append(name)
+        if len(self._pickler.carried) > carried:
+            self._carrying.add(name)
         for needed in sorted(self._pickler.take_needed()):
             if (
                 needed in self._namespace
@@ -164,14 +192,15 @@ class _Attempt:
                 and (self._follow is None or self._follow(needed))
             ):
                 self._seen.add(needed)
-                self._needed_by[needed] = name
+                self.needed_by[needed] = name
+                self.late = self.late or not isinstance(value, (types.FunctionType, type, *_FIRST))
                 self._enqueue(needed)
         return None
 
     def packed(self) -> Packed:
         self._parcel.head = pickle.PickleBuffer(self._file.getbuffer())
         self._parcel.size = self._file.tell() + self._pickler.out_of_band
-        return Packed(self._parcel, self._left, self._sizes, self._needed_by)
+        return Packed(self._parcel, self._left, self._sizes, self.needed_by, self._carrying)
 
 
 def unpack(parcel: Parcel, namespace: dict[str, Any], *, refresh_classes: bool = False) -> dict[str, Any]:
@@ -204,6 +233,15 @@ def _writable(buffer: Any) -> memoryview:
     """The buffer, or a copy of a read-only one (small values travel inline): inputs and results are the receiver's own."""
     view = memoryview(buffer)
     return memoryview(bytearray(view)) if view.readonly else view
+
+
+def carried_types() -> tuple[type, ...]:
+    """Types whose instances the engine's own pickler must see, to count them."""
+    from nbray.api.actor import ActorHandle
+
+    from nbray.api.refs import ObjectRef
+
+    return ObjectRef, ActorHandle
 
 
 def is_importable_module(value: Any) -> bool:
@@ -301,6 +339,8 @@ class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickl
             if isinstance(reduced, tuple) and len(reduced) == 6:
                 return (*reduced[:5], functools.partial(_fill_class, reduced[5]))
             return reduced
+        elif kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+            return _reduce_array(value)
         elif isinstance(value, self._types):
             self.carried.append(value)
             return _from_carried, (len(self.carried) - 1,)
@@ -330,6 +370,33 @@ class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickl
             None,
             _fill_function,
         )
+
+
+class _Memory:
+    """The memory of a read-only array, presented as writable: the copy that is made of it may be written."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        data = (array.__array_interface__["data"][0], False)
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (array.nbytes,), "data": data}
+
+
+def _reduce_array(array: Any) -> Any:
+    """Read-only arrays (views of the object store) arrive writable: inputs and results are private copies."""
+    flags = array.flags
+    if flags.writeable or array.dtype.hasobject or not (flags.c_contiguous or flags.f_contiguous):
+        return NotImplemented
+    import numpy as np
+
+    order = "C" if flags.c_contiguous else "F"
+    return np.ndarray, (
+        array.shape,
+        array.dtype,
+        pickle.PickleBuffer(cast(Any, np.asarray(_Memory(array)))),
+        0,
+        None,
+        order,
+    )
 
 
 def refuse(value: Any) -> None:

@@ -1,0 +1,149 @@
+"""A cell on its way to the cluster and back, seen from the notebook: what is sent, and what becomes of what returns."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nbray.errors import SerializationError
+from nbray.notebook import transfer
+from nbray.notebook.capture import CellNames, analyse
+from nbray.notebook.runner import RESULT, CellResult, CellTask
+from nbray.notebook.transfer import Parcel, RefusedError, UnsendableError
+
+_SHELLS_OWN = ("get_ipython", "exit", "quit", "open", "display")
+"""Names that IPython puts into every notebook; a worker has its own."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cell, ready to be submitted, and what was found out about it: bytes per captured name, and calls that may read unseen names."""
+
+    task: CellTask
+    sizes: Mapping[str, int]
+    blind: tuple[tuple[str, int], ...]
+
+
+def prepare(
+    source: str,
+    filename: str,
+    namespace: dict[str, Any],
+    *,
+    also: Sequence[str] = (),
+    out: Sequence[str] | None = None,
+    hidden: Mapping[str, Any] | None = None,
+    flags: int = 0,
+    display: bool = True,
+    carried: tuple[type, ...] = (),
+) -> Prepared:
+    """What has to be sent to run ``source`` (plain Python) as if in ``namespace``.
+
+    ``also``: names to send that the analysis cannot see; ``out``: names that are wanted, None for all; ``hidden``: names that the shell
+    itself put into the namespace. Raises SyntaxError, NameError (a name of ``also`` does not exist), SerializationError (a value
+    cannot be sent: names the variable and says why).
+    """
+    names = analyse(source, filename)
+    own = {
+        name
+        for name in _SHELLS_OWN
+        if hidden is not None and name in hidden and namespace.get(name) is hidden[name]
+    }
+    for name in also:
+        if name not in namespace:
+            raise NameError(
+                f"-i {name}: there is no variable of that name in the notebook{nearest(name, namespace)}"
+            )
+    wanted = [name for name in dict.fromkeys([*also, *names.reads]) if name in namespace and name not in own]
+    placeholders = tuple(name for name in wanted if name in names.only_deleted and name not in also)
+    sent = [name for name in wanted if name not in placeholders]
+    try:
+        # Nothing is sent twice in one cell, but the next cell sends its captures again: an array may have been changed in place, and
+        # only reading all of it would tell. What is immutable by nature (refs, Arrow tables behind refs) costs nothing either way.
+        packed = transfer.pack(
+            sent, namespace, carried=carried, follow=lambda name: name not in own, strict=True
+        )
+    except RefusedError as refused:
+        raise _refusal(refused) from None
+    packed.parcel.imports = _submodules(names, namespace)
+    task = CellTask(
+        source,
+        filename,
+        flags,
+        packed.parcel,
+        placeholders,
+        names.binds,
+        None if out is None else tuple(out),
+        display,
+    )
+    return Prepared(task, packed.sizes, names.blind)
+
+
+def _submodules(names: CellNames, namespace: Mapping[str, Any]) -> list[str]:
+    found: dict[str, None] = {}
+    for root, chains in names.submodules.items():
+        value = namespace.get(root)
+        if isinstance(value, types.ModuleType) and transfer.is_importable_module(value):
+            found.update(dict.fromkeys(transfer.submodules(value, chains)))
+    return list(found)
+
+
+def _refusal(refused: RefusedError) -> SerializationError:
+    from nbray.store.culprit import explain
+
+    reader = f" (the function {refused.needed_by!r} reads it)" if refused.needed_by else ""
+    name = f"the variable {refused.name!r}{reader}"
+    cause = refused.__cause__
+    if isinstance(cause, UnsendableError):
+        kind = type(refused.value)
+        return SerializationError(
+            f"{name}, of type {kind.__module__}.{kind.__qualname__}, cannot be sent to the cluster: {cause}"
+        )
+    return explain(cause if isinstance(cause, Exception) else refused, refused.value, name)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the name that looks most like this one, or nothing."""
+    close = difflib.get_close_matches(name, [str(other) for other in names], n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What came back: values to bind, names to delete, the last value (None: nothing to display), and what to say about the rest."""
+
+    values: dict[str, Any]
+    deleted: list[str]
+    value: Any
+    notes: list[str]
+
+
+class Shown:
+    """Stands for a last value that could not be sent: displays as it did there."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def returned(result: CellResult, namespace: dict[str, Any]) -> Returned:
+    """The values of a cell, their functions over ``namespace``, which itself is not changed."""
+    values = transfer.unpack(result.values, namespace)
+    value = values.pop(RESULT, None)
+    notes = []
+    for name, why in result.left.items():
+        kept = f" (the notebook keeps the {name} it has)" if name in namespace else ""
+        notes.append(f"{name} could not be brought here{kept}: {why}")
+    notes += [f"-o {name}: the cell has not bound that name" for name in result.missing]
+    if result.text is not None:
+        value = Shown(result.text)
+    return Returned(values, result.deleted, value, notes)
+
+
+def empty() -> Parcel:
+    """A parcel without values."""
+    return Parcel([], b"", [], [])

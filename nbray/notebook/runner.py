@@ -1,0 +1,322 @@
+"""Runs a notebook's cell in a worker: the function that ``%%remote`` submits, and what travels to it and back.
+
+The cell is compiled with the name and the line numbers that it has in the notebook, runs in a module of its own that is ``__main__``
+while it runs (as in the notebook, so that dataclasses, pickle and doctest find what they look for), and what it bound goes back.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import inspect
+import linecache
+import os
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import nbray
+from nbray.notebook import shell, transfer
+from nbray.notebook.transfer import Parcel
+
+RESULT = "__nbray_value__"
+"""Where the value of the last expression waits; no notebook uses such a name."""
+
+FAILED_LIMIT = 4 * 1024 * 1024
+"""Bytes of bound values that come back with an error; they travel inside the error."""
+
+_OWN_FRAMES = os.path.dirname(os.path.abspath(nbray.__file__ or __file__)) + os.sep
+
+
+@dataclass
+class CellTask:
+    """A cell and what it needs.
+
+    ``source``: plain Python, with as many empty lines before it as lines stand before it in the notebook's cell; ``filename``: what the
+    notebook's tracebacks call the cell; ``flags``: compiler flags (``from __future__``). ``inputs``: captured values, or where there are
+    many bytes of them a list with the ref of them. ``placeholders``: names that exist but whose values the cell does not read.
+    ``binds``: names that it may bind; ``out``: names that are wanted, None for all. ``display``: whether the last value is.
+    """
+
+    source: str
+    filename: str
+    flags: int
+    inputs: Any
+    placeholders: tuple[str, ...]
+    binds: tuple[str, ...]
+    out: tuple[str, ...] | None
+    display: bool
+
+
+@dataclass
+class CellResult:
+    """``values``: what the cell bound, and under `RESULT` its last value. ``deleted``: names it deleted. ``left``: names that stay, with the
+    reason. ``text``: repr of a last value that cannot be sent. ``missing``: names of ``out`` that the cell has not bound.
+    """
+
+    values: Parcel
+    deleted: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    text: str | None = None
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Frame:
+    """One line of a traceback; columns as in `traceback.FrameSummary`."""
+
+    filename: str
+    line: int
+    name: str
+    text: str
+
+
+@dataclass
+class Report:
+    """An exception for people: its class, its final line(s), its frames, and what led to it (``link`` says how)."""
+
+    kind: str
+    lines: list[str]
+    frames: list[Frame]
+    before: Report | None = None
+    link: str = ""
+    group: list[Report] = field(default_factory=list)
+
+
+class CellError(Exception):
+    """A cell raised. Its text is that of the user's exception; the exception and what the cell bound before are inside."""
+
+    def __init__(self, text: str, report: Report, result: CellResult) -> None:
+        super().__init__(text)
+        self.report = report
+        self.result = result
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CellError, (*self.args, self.report, self.result)
+
+
+def run_cell(task: CellTask) -> CellResult:
+    """Run a cell. Raises CellError for what its code raises; KeyboardInterrupt when the cell is cancelled."""
+    from nbray.api import context
+
+    inputs = task.inputs
+    if not isinstance(inputs, Parcel):
+        # Private pages of the store: the cell may write into its inputs, and a page is copied only then.
+        inputs = context.require().engine.get(inputs, None, writable=True)[0]
+    return execute(task, inputs, transfer.carried_types())
+
+
+def execute(task: CellTask, inputs: Parcel, carried: tuple[type, ...] = ()) -> CellResult:
+    """As `run_cell`, with the inputs at hand; needs no cluster."""
+    module = types.ModuleType("__main__")
+    namespace = module.__dict__
+    threads = threading.active_count()
+    failure: CellError | None = None
+    with _as_main(module):
+        namespace.update(dict.fromkeys(task.placeholders))
+        namespace.update(transfer.unpack(inputs, namespace, refresh_classes=True))
+        before = dict(namespace)
+        try:
+            _run(task, namespace)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  (SystemExit too: it must not end the worker)
+            failure = _failure(task, error, before, namespace, carried)
+            traceback.clear_frames(error.__traceback__)
+        else:
+            result = _result(task, before, namespace, carried)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if threading.active_count() <= threads:
+        # Functions of the cell and their globals are a cycle, and may hold large inputs until the collector comes by.
+        namespace.clear()
+    if failure is not None:
+        raise failure
+    return result
+
+
+@contextlib.contextmanager
+def _as_main(module: types.ModuleType) -> Iterator[None]:
+    kept = sys.modules.get("__main__")
+    names = shell.cell_builtins(module.__dict__)
+    replaced = {name: getattr(builtins, name) for name in names if hasattr(builtins, name)}
+    hook = sys.breakpointhook
+    sys.modules["__main__"] = module
+    for name, value in names.items():
+        setattr(builtins, name, value)
+    sys.breakpointhook = shell.no_breakpoint
+    try:
+        yield
+    finally:
+        sys.breakpointhook = hook
+        for name in names:
+            if name in replaced:
+                setattr(builtins, name, replaced[name])
+            else:
+                delattr(builtins, name)
+        if kept is not None:
+            sys.modules["__main__"] = kept
+
+
+def _run(task: CellTask, namespace: dict[str, Any]) -> None:
+    lines = task.source.splitlines(keepends=True)
+    linecache.cache[task.filename] = (len(task.source), None, lines, task.filename)
+    tree = ast.parse(task.source, task.filename)
+    last = tree.body[-1] if tree.body else None
+    if task.display and isinstance(last, ast.Expr):
+        target = ast.copy_location(ast.Name(RESULT, ast.Store()), last)
+        tree.body[-1] = ast.copy_location(ast.Assign([target], last.value), last)
+        ast.fix_missing_locations(tree)
+    flags = task.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    code = compile(tree, task.filename, "exec", flags=flags, dont_inherit=True)
+    if code.co_flags & inspect.CO_COROUTINE:
+        import asyncio
+
+        asyncio.run(eval(code, namespace))
+    else:
+        exec(code, namespace)
+
+
+def _bound(task: CellTask, before: dict[str, Any], namespace: dict[str, Any]) -> list[str]:
+    """Names that the cell has bound: those it says it binds, and those whose object is another one now.
+
+    An assignment that does not change the object (``x += [1]``) is seen by its syntax only; one in a branch that was not taken then
+    brings an equal value back.
+    """
+    binds = set(task.binds)
+    absent = object()
+    return [
+        name
+        for name, value in namespace.items()
+        if name != RESULT
+        and not (name.startswith("__") and name.endswith("__") and name not in binds)
+        and (name in binds or before.get(name, absent) is not value)
+    ]
+
+
+def _result(
+    task: CellTask, before: dict[str, Any], namespace: dict[str, Any], carried: tuple[type, ...]
+) -> CellResult:
+    bound = _bound(task, before, namespace)
+    wanted = bound if task.out is None else [name for name in task.out if name in namespace]
+    missing = [name for name in task.out or () if name not in namespace]
+    value = namespace.pop(RESULT, None)
+    extra = {} if value is None else {RESULT: value}
+    mine = set(bound)
+    # A function that comes back reads its helpers by name: those that this cell made have to come along.
+    packed = transfer.pack(wanted, namespace, carried=carried, extra=extra, follow=mine.__contains__)
+    packed.parcel.imports = _imported_submodules(task, packed.parcel.modules)
+    text = _text(value) if RESULT in packed.left else None
+    left = {name: why for name, why in packed.left.items() if name != RESULT}
+    return CellResult(packed.parcel, _deleted(before, namespace), left, text, missing)
+
+
+def _deleted(before: dict[str, Any], namespace: dict[str, Any]) -> list[str]:
+    return [name for name in before if name not in namespace and not name.startswith("__")]
+
+
+def _imported_submodules(task: CellTask, modules: dict[str, str]) -> list[str]:
+    """``import a.b`` binds ``a`` only, but makes ``a.b`` work."""
+    from nbray.notebook.capture import analyse
+
+    roots = set(modules.values())
+    return [
+        name
+        for name in analyse(task.source).imports
+        if "." in name and name.partition(".")[0] in roots and name in sys.modules
+    ]
+
+
+def _failure(
+    task: CellTask,
+    error: BaseException,
+    before: dict[str, Any],
+    namespace: dict[str, Any],
+    carried: tuple[type, ...],
+) -> CellError:
+    namespace.pop(RESULT, None)
+    names = _bound(task, before, namespace)
+    if task.out is not None:
+        names = [name for name in names if name in task.out]
+    report = describe(error)
+    left: dict[str, str] = {}
+    while True:
+        packed = transfer.pack(
+            names, namespace, carried=carried, extra={RESULT: error}, follow=set(names).__contains__
+        )
+        left.update(packed.left)
+        refused = {
+            name: "it mentions refs of a cell that failed" for name in packed.carrying if name != RESULT
+        }
+        if packed.parcel.size > FAILED_LIMIT and packed.sizes:
+            largest = max(
+                (name for name in packed.sizes if name != RESULT), key=packed.sizes.__getitem__, default=""
+            )
+            if largest:
+                refused[largest] = (
+                    f"the cell failed, and {packed.sizes[largest] / 2**20:.0f} MB are too much for an error"
+                )
+        if not refused:
+            break
+        left.update(refused)
+        names = [name for name in names if name not in refused]
+    if packed.carrying or packed.parcel.size > FAILED_LIMIT:
+        packed = transfer.pack((), namespace)
+    left.pop(RESULT, None)
+    result = CellResult(packed.parcel, _deleted(before, namespace), left)
+    return CellError("\n".join(report.lines), report, result)
+
+
+def describe(error: BaseException) -> Report:
+    """The exception without the frames of nbray, and of what started the cell."""
+    return _report(error, set())
+
+
+def _report(error: BaseException, seen: set[int]) -> Report:
+    seen.add(id(error))
+    frames = [
+        Frame(entry.filename, entry.lineno or 0, entry.name, entry.line or "")
+        for entry in _users(traceback.extract_tb(error.__traceback__))
+    ]
+    try:
+        lines = [line.rstrip("\n") for line in traceback.format_exception_only(error)]
+    except Exception:  # noqa: BLE001  (a user's __str__ may raise anything)
+        lines = [f"{type(error).__name__}: <its __str__ raised>"]
+    report = Report(type(error).__name__, lines, frames)
+    cause, related = error.__cause__, error.__context__
+    if cause is not None and id(cause) not in seen:
+        report.before, report.link = (
+            _report(cause, seen),
+            "The above exception was the direct cause of the following exception:",
+        )
+    elif related is not None and not error.__suppress_context__ and id(related) not in seen:
+        report.before, report.link = (
+            _report(related, seen),
+            "During handling of the above exception, another exception occurred:",
+        )
+    if isinstance(error, BaseExceptionGroup):
+        report.group = [_report(inner, seen) for inner in error.exceptions if id(inner) not in seen]
+    return report
+
+
+def _users(entries: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    import asyncio
+
+    launcher = os.path.dirname(os.path.abspath(asyncio.__file__)) + os.sep
+    kept = [entry for entry in entries if not os.path.abspath(entry.filename).startswith(_OWN_FRAMES)]
+    while kept and os.path.abspath(kept[0].filename).startswith(launcher):
+        kept.pop(0)
+    return kept
+
+
+def _text(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001
+        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+    return text if len(text) <= 10_000 else text[:10_000] + "..."
