@@ -167,14 +167,25 @@ class PhaseRow(msgspec.Struct, array_like=True, gc=False):
     sealing: float = 0.0
 
 
+class CountRow(msgspec.Struct, array_like=True, gc=False):
+    """How many tasks of one name are in one state (an upper-case name) now."""
+
+    name: str
+    state: str
+    tasks: int
+
+
 class Page(msgspec.Struct):
     """The answer to ``engine.query("tasks" | "actors" | "workers" | "objects" | "nodes" | "summary", argument)``, as a map.
 
+    ``argument``: a dict with fields of `nbray.gcs.messages.HistoryFilter`. The head fills in all but ``live``.
+
     ``history``: per batch its node id and its events, encoded (task events or facts, by the question), oldest first; from the head and, what
     it has not acknowledged yet, from the node itself (``nbray.gcs.client`` merges them). ``live``: per node its id and the rows of what
-    exists now: `TaskEvent` (at most ``limit`` of them), `ObjectRow`, `ActorRow`, `WorkerRow`, `NodeRow`. ``rows``: records of a table of the head.
-    ``sequence``: the last batch of the asking node that the head had stored when it looked (a huge number in all but the newest page). ``older``: pass it as ``before`` to get
-    the page before this one, 0 when there is none.
+    exists now: `TaskEvent` (tasks; at most ``limit`` of them), `ObjectRow`, `ActorRow`, `WorkerRow`, `NodeRow`, `CountRow` (summary; tasks that have
+    not ended). ``rows``: records of a table of the head, or `PhaseRow` (summary).
+    ``sequence``: the last batch of the asking node that the head had stored when it looked (a huge number in all but the newest page).
+    ``older``: pass it as ``before`` to get the page before this one, 0 when there is none.
     """
 
     history: list[tuple[str, bytes]] = []

@@ -33,6 +33,9 @@ from nbray.gcs.messages import (
 _encode = msgspec.msgpack.Encoder().encode
 _decode_page = msgspec.msgpack.Decoder(Page).decode
 
+EVENT_BYTES = 256
+"""What an event that is in no batch yet counts as, about."""
+
 _TASKS, _FACTS = frozenset({"tasks", "summary"}), frozenset({"actors", "workers"})
 
 
@@ -117,7 +120,7 @@ class GcsClient:
     @property
     def full(self) -> bool:
         """So much is unacknowledged that submissions should wait."""
-        return self.backlog >= self._limit
+        return self.backlog + EVENT_BYTES * len(self.tasks) >= self._limit
 
     def operate(self, operation: Operation, now: float, context: Any = None) -> int:
         """Ask for an operation; its `Settled` comes from `receive` or `expire`. Operations are carried out in this order."""
@@ -126,11 +129,11 @@ class GcsClient:
         return self._request(Op(number, settled, operation), now, context, None)
 
     def query(self, what: str, argument: bytes, now: float, context: Any = None) -> int:
-        """Ask a question (``what`` and ``argument`` as in `Query`); a Page in the answer includes what the head does not have yet."""
-        pending: list[Batch] | None = None
-        if what in _TASKS or what in _FACTS:
-            self._close(now)
-            pending = list(self._batches)
+        """Ask a question (``what`` and ``argument`` as in `Query`).
+
+        A Page of history in the answer includes what the head does not have: all that was appended until `receive` settled the question.
+        """
+        pending = list(self._batches) if what in _TASKS or what in _FACTS else None
         return self._request(Query(self._next_request, what, argument), now, context, pending)
 
     def output(self, now: float) -> list[NodeToHead]:
@@ -183,8 +186,11 @@ class GcsClient:
                 if request is not None:
                     settled.append(Settled(request.context, "", message.ok, message.data))
             elif type(message) is QueryReply:
-                request = self._requests.pop(message.request, None)
+                request = self._requests.get(message.request)
                 if request is not None:
+                    if request.pending is not None:
+                        self._close(self._close_at)
+                    del self._requests[message.request]
                     settled.append(_answer(request, message, self._registration.node))
             elif type(message) is NodeRegistered:
                 self._start(message)
@@ -222,6 +228,9 @@ class GcsClient:
         tasks.clear()
         facts.clear()
         self._batches.append(batch)
+        for request in self._requests.values():
+            if request.pending is not None:
+                request.pending.append(batch)
         self._unsent += 1
         self.backlog += _size(batch)
         self._close_at = now + self._interval

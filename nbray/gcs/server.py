@@ -44,7 +44,7 @@ from nbray.gcs.messages import (
     TableFilter,
     Trouble,
 )
-from nbray.gcs.storage import Storage, Write, Writer
+from nbray.gcs.storage import RETRY_SECONDS, Storage, Write, Writer
 from nbray.gcs.tables import Tables
 from nbray.platform import peer_credentials, set_process_title
 from nbray.transport.frames import FrameReader, encode_frame
@@ -124,7 +124,7 @@ class Head:
                 self.end("no node is connected")
         _unlink(SOCKET)
         self._listener.close()
-        if not self._writer.end(LAST_WRITES):
+        if not self._writer.end(RETRY_SECONDS if self._trouble else LAST_WRITES):
             _log("ended with unwritten events; they were never acknowledged")
         for connection in list(self._connections.values()):
             self._close(connection, "")
@@ -135,9 +135,12 @@ class Head:
         self._post("end", reason)
 
     def end(self, reason: str) -> None:
-        """Write all that was received, then end."""
+        """Write all that was sent, then end."""
         if not self._ending:
             self._ending = True
+            for connection in list(self._connections.values()):
+                while self._read(connection):
+                    pass
             _log(f"ending: {reason}")
             if self._trouble:
                 self._done = True
@@ -237,23 +240,29 @@ class Head:
     def _serve(self, connection: _Connection, events: int) -> None:
         if events & selectors.EVENT_WRITE:
             self._flush(connection)
-        if not events & selectors.EVENT_READ or not connection.open:
-            return
+        if events & selectors.EVENT_READ:
+            self._read(connection)
+
+    def _read(self, connection: _Connection) -> bool:
+        """Handle what has come; False if that was nothing."""
+        if not connection.open:
+            return False
         try:
             data = connection.sock.recv(READ_BYTES)
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
             self._close(connection, str(error))
-            return
+            return False
         if not data:
             self._close(connection, "")
-            return
+            return False
         try:
             for message in connection.reader.feed(data):
                 self._handle(connection, message)
         except (_RefusedError, ValueError) as error:
             self._close(connection, f"protocol error: {error}")
+        return True
 
     def _send(self, connection: _Connection, messages: Sequence[HeadToNode]) -> None:
         if connection.open:
@@ -362,7 +371,9 @@ class Head:
             self._send(connection, [QueryReply(request, "", _encode(data))])
             return
         try:
-            chosen = msgspec.msgpack.decode(query.argument, type=TableFilter) if query.argument else TableFilter()
+            chosen = (
+                msgspec.msgpack.decode(query.argument, type=TableFilter) if query.argument else TableFilter()
+            )
         except ValueError as error:
             self._send(connection, [QueryReply(request, f"the head could not answer {what!r}: {error}", b"")])
             return

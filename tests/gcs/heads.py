@@ -157,6 +157,10 @@ class NodeSide:
 
     close = disconnect
 
+    @property
+    def unsent(self) -> int:
+        return len(self._out)
+
     def step(self, timeout: float = 0.0) -> bool:
         """Send and receive once; False when the head has closed the connection."""
         assert self._sock is not None

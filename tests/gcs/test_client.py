@@ -190,8 +190,10 @@ def test_an_answer_about_history_includes_what_the_head_does_not_have() -> None:
         client.output(0.0)
     client.tasks.append(task_event(3))
     client.query("tasks", b"", 0.0, "tasks")
-    # Whatever is acknowledged while the question is under way must not be lost from the answer.
+    client.output(0.0)
+    # Whatever is acknowledged or happens while the question is under way must not be lost from the answer.
     client.receive([Ack(3)])
+    client.tasks.append(task_event(4))
     first = msgspec.msgpack.encode([task_event(1)])
     (settled,) = client.receive(
         [QueryReply(1, "", msgspec.msgpack.encode(Page(history=[("n1", first)], sequence=1)))]
@@ -201,7 +203,7 @@ def test_an_answer_about_history_includes_what_the_head_does_not_have() -> None:
     events = [
         e for _, blob in settled.page.history for e in msgspec.msgpack.decode(blob, type=list[TaskEvent])
     ]
-    assert [number_of(e) for e in events] == [1, 2, 3]
+    assert [number_of(e) for e in events] == [1, 2, 3, 4]
 
 
 def test_stop_sends_all_that_is_left_whatever_the_window() -> None:

@@ -125,6 +125,21 @@ def test_it_ends_at_the_end_of_its_life_line(start: Start, nodes: Nodes) -> None
     assert "the node has ended" in head.log.read_text()
 
 
+def test_what_was_sent_before_the_life_line_ended_is_written(start: Start, nodes: Nodes) -> None:
+    head = start(life=True)
+    node = nodes(head, window=1 << 30).register()
+    node.client.tasks += [task_event(n) for n in range(20_000)]
+    for message in node.client.stop(time.monotonic()):
+        node.send(message)
+    while node.unsent:
+        node.step(0.05)
+    os.close(head.life_writer)
+    head.life_writer = -1
+    assert head.wait() == 0
+    head.start()
+    assert len(all_tasks(node.register())) == 20_000
+
+
 def test_an_interrupt_does_not_end_it_and_a_termination_writes_what_came(start: Start, nodes: Nodes) -> None:
     head = start()
     node = nodes(head).register()
