@@ -50,6 +50,7 @@ LARGE_BYTES = 16 << 10
 """Bytes from which on an argument that is a ``bytes`` or ``bytearray`` is kept apart from the pickle."""
 
 _ATOMS = frozenset({int, float, bool, type(None), str, bytes, complex})
+_CONTAINERS = frozenset({tuple, list, dict})
 _SHALLOW = 16
 _PICKLED = (PICKLE, ERROR)
 _HEAD = Struct("<II")
@@ -128,11 +129,13 @@ def serialize(value: Any, name: str = "the value") -> Serialized:
     kind = type(value)
     if kind is bytes:
         return Serialized(BYTES, value, len(value))
-    if kind in _ATOMS or (
-        (kind is tuple or kind is list) and len(value) <= _SHALLOW and _ATOMS.issuperset(map(type, value))
-    ):
+    if kind in _ATOMS or (kind in _CONTAINERS and len(value) <= _SHALLOW and _is_shallow(kind, value)):
         data = _dumps(value, 5)
         return Serialized(PICKLE, data, len(data))
+    if kind is list and _ref_class is not None and type(value[0]) is _ref_class:
+        serialized = _serialize_refs(value)
+        if serialized is not None:
+            return serialized
     if kind is bytearray and len(value) >= LARGE_BYTES:
         return pickle_value(_Whole(value))
     if kind.__module__ == "pyarrow.lib" and kind.__name__ in {"Table", "RecordBatch"}:
@@ -161,16 +164,17 @@ def serialize_args(
             return NO_ARGS
         if _ATOMS.issuperset(map(type, args)):
             data = _dumps(args, 5)
-            size = len(data)
-            if size < LARGE_BYTES:
-                return Serialized(PICKLE, data, size)
+            if len(data) < LARGE_BYTES:
+                return Serialized(PICKLE, data, len(data))
+    if _ref_class is None:
+        _find_classes()
     deps: list[bytes] = []
     places: list[int | str] = []
-    positional = [_argument(value, place, deps, places) for place, value in enumerate(args)]
+    positional = tuple([_argument(value, place, deps, places) for place, value in enumerate(args)])
     keywords = {place: _argument(value, place, deps, places) for place, value in kwargs.items()}
-    form = [tuple(positional), keywords, tuple(places)] if deps or keywords else tuple(positional)
+    form = [positional, keywords, places] if deps or keywords else positional
     try:
-        if not keywords and _ATOMS.issuperset(map(type, positional)):
+        if _is_shallow(tuple, positional) and _is_shallow(dict, keywords):
             data = _dumps(form, 5)
             serialized = Serialized(PICKLE, data, len(data))
         else:
@@ -247,6 +251,12 @@ def deserialize_args(
     return args, kwargs
 
 
+def _is_shallow(kind: type, value: Any) -> bool:
+    """Whether a container has nothing in it that needs more than the plain pickler."""
+    atoms = _ATOMS.issuperset
+    return atoms(map(type, value)) and (kind is not dict or atoms(map(type, value.values())))
+
+
 # -- refs inside values -------------------------------------------------------------------------------------------------------------
 
 
@@ -269,6 +279,8 @@ def reduce_ref(ref: ObjectRef[Any]) -> tuple[Any, ...]:
     writer = _active.writer
     if writer is None:
         return restore_ref, (ref._id,)
+    if writer.refs is None:
+        writer.refs = {}
     return nth_ref, (writer.refs.setdefault(ref._id, len(writer.refs)),)
 
 
@@ -280,6 +292,27 @@ def nth_ref(index: int) -> Any:
             "this pickle was made while nbray serialized a value and refers to that value's object refs; it cannot be read by itself"
         )
     return refs[index]
+
+
+def all_refs() -> list[Any]:
+    """The refs of the value that is being deserialized by this thread, when it is nothing but a list of them."""
+    return list(_active.refs or ())
+
+
+class _AllRefs:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return all_refs, ()
+
+
+def _serialize_refs(value: list[Any]) -> Serialized | None:
+    """A list of refs, each once, without a call per ref; None for any other list."""
+    if set(map(type, value)) != {_ref_class}:
+        return None
+    refs = [ref._id for ref in value]
+    if len(set(refs)) != len(refs):
+        return None
+    data = _dumps(_AllRefs(), 5)
+    return Serialized(PICKLE, data, len(data), refs)
 
 
 def restore_ref(object_id: bytes) -> Any:
@@ -322,7 +355,7 @@ def small_array(data: bytes, code: Any, shape: tuple[int, ...], order: Any) -> A
 
 def _argument(value: Any, place: int | str, deps: list[bytes], places: list[int | str]) -> Any:
     kind = type(value)
-    if kind is _ref_class():
+    if kind is _ref_class:
         deps.append(value._id)
         places.append(place)
         return None
@@ -331,29 +364,31 @@ def _argument(value: Any, place: int | str, deps: list[bytes], places: list[int 
     return value
 
 
-_known_ref_class: type | None = None
+_ref_class: type | None = None
+_array_class: type | None = None
 
 
-def _ref_class() -> type | None:
-    global _known_ref_class
-    if _known_ref_class is None:
-        # Not imported by this module because it imports this one; nobody has a ref before it is there.
-        _known_ref_class = getattr(sys.modules.get("nbray.api.refs"), "ObjectRef", None)
-    return _known_ref_class
+def _find_classes() -> None:
+    """Look the classes up that are treated apart: not imported here because one imports this module, and the other is heavy."""
+    global _ref_class, _array_class
+    _ref_class = getattr(sys.modules.get("nbray.api.refs"), "ObjectRef", None)
+    _array_class = getattr(sys.modules.get("numpy"), "ndarray", None)
 
 
 def pickle_value(value: Any) -> Serialized:
     """Pickle a value whatever it is; raises what the pickling raises."""
-    writer = _new_writer()
-    outer = _active.writer
-    _active.writer = writer
+    file = BytesIO()
+    buffers = _Buffers()
+    writer = _new_writer(file, 5, buffers)
+    active = _active
+    outer = active.writer
+    active.writer = writer
     try:
         writer.dump(value)
     finally:
-        _active.writer = outer
-    data = writer.file.getvalue()
+        active.writer = outer
+    data = file.getvalue()
     refs = list(writer.refs) if writer.refs else None
-    buffers = writer.buffers
     if not buffers:
         return Serialized(PICKLE, data, len(data), refs)
     size = _HEAD.size + _lengths(len(buffers)).size + len(data)
@@ -386,11 +421,23 @@ def _lengths(count: int) -> Struct:
 _LENGTHS = [Struct(f"<{count}Q") for count in range(16)]
 
 
-_new_writer: Callable[[], Any]
+class _Buffers(list[memoryview]):
+    """What a pickler keeps apart from the pickle."""
+
+    def __call__(self, buffer: pickle.PickleBuffer) -> bool:
+        """Whether the buffer goes into the pickle, for it is small."""
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND:
+            return True
+        self.append(view)
+        return False
 
 
-def _define_writer() -> Any:
-    """Make the pickler's class. Later: cloudpickle takes 30 ms to import and tiny values do not need it."""
+_new_writer: Callable[[BytesIO, int, _Buffers], Any]
+
+
+def _define_writer(file: BytesIO, protocol: int, buffers: _Buffers) -> Any:
+    """Make the pickler's class, then one of it. Later: cloudpickle takes 30 ms to import and tiny values do not need it."""
     global _new_writer
     import copyreg
 
@@ -398,48 +445,49 @@ def _define_writer() -> Any:
 
     reduce_code = cloudpickle.Pickler.reducer_override
     is_class = issubclass
-    known_copyreg = -1
-    table: dict[type, Any] = {}
 
     class Writer(cloudpickle.Pickler):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.file = BytesIO()
-            self.buffers: list[memoryview] = []
-            self.refs: dict[bytes, int] = {}
-            # cloudpickle's own table is a ChainMap, which costs a microsecond for each instance of a class.
-            self.dispatch_table = _dispatch_table()
-            super().__init__(self.file, 5, self._keep)
+        """Does in C what need not be Python, and begins cloudpickle's own part at the first function: a small dict takes half the time."""
 
-        def _keep(self, buffer: pickle.PickleBuffer) -> bool:
-            """Whether the buffer goes into the pickle, for it is small."""
-            view = buffer.raw()
-            if view.nbytes < OUT_OF_BAND:
-                return True
-            self.buffers.append(view)
-            return False
+        __init__ = pickle.Pickler.__init__
+        dump = pickle.Pickler.dump
+        proto = protocol
+        globals_ref: dict[int, dict[str, Any]] | None = None
+        refs: dict[bytes, int] | None = None
 
         def reducer_override(self, value: Any) -> Any:
             kind = type(value)
-            if kind is _known_ref_class:
-                return nth_ref, (self.refs.setdefault(value._id, len(self.refs)),)
+            if kind is _ref_class:
+                refs = self.refs
+                if refs is None:
+                    refs = self.refs = {}
+                return nth_ref, (refs.setdefault(value._id, len(refs)),)
             if kind is FunctionType or is_class(kind, type):
+                if value is nth_ref or value is small_array or value is _array_class:
+                    return NotImplemented  # importable everywhere: cloudpickle takes 2 µs to find that out
+                if self.globals_ref is None:
+                    self.globals_ref = {}
                 return reduce_code(self, value)
-            if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
+            if kind is _array_class:
                 return _reduce_array(value)
             if kind is _Whole:
                 return type(value.value), (pickle.PickleBuffer(value.value),)
             return NotImplemented
 
-    def _dispatch_table() -> dict[type, Any]:
-        nonlocal known_copyreg, table
-        if len(copyreg.dispatch_table) != known_copyreg:
-            known_copyreg = len(copyreg.dispatch_table)
-            table = dict(cloudpickle.Pickler.dispatch_table)
-        return table
+    known = -1
 
-    _new_writer = Writer
-    _ref_class()
-    return Writer()
+    def new_writer(file: BytesIO, protocol: int, buffers: _Buffers) -> Any:
+        nonlocal known
+        if len(copyreg.dispatch_table) != known:
+            # cloudpickle's own table is a ChainMap, which costs a microsecond for each instance of a class.
+            Writer.dispatch_table = dict(cloudpickle.Pickler.dispatch_table)
+            known = len(copyreg.dispatch_table)
+        if _ref_class is None or _array_class is None:
+            _find_classes()
+        return Writer(file, protocol, buffer_callback=buffers)
+
+    _new_writer = new_writer
+    return new_writer(file, protocol, buffers)
 
 
 _new_writer = _define_writer
