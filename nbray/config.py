@@ -10,6 +10,7 @@
 ``NBRAY_STATIC``       1: plain, deterministic output in notebooks
 ``NBRAY_LOG``          log level of the daemons (WARNING)
 ``CPU_LIMIT``, ``MEM_LIMIT``  limits set by hosting platforms (JupyterHub)
+``JPY_SESSION_NAME``   path of the notebook, set by Jupyter's servers
 =====================  =============================================================================================
 """
 
@@ -58,6 +59,7 @@ class Settings:
     log: str = "WARNING"
     cpu_limit: float = 0.0
     memory_limit: int = 0
+    session: str = ""
     temp_dir: str = ""
     user_runtime_dir: str = ""
     cgroup_root: str = "/sys/fs/cgroup"
@@ -87,6 +89,7 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
         log=env.get("NBRAY_LOG", "WARNING"),
         cpu_limit=_number(env, "CPU_LIMIT", 0.0),
         memory_limit=int(_number(env, "MEM_LIMIT", 0)),
+        session=env.get("JPY_SESSION_NAME", ""),
         temp_dir=env.get("TMPDIR", ""),
         user_runtime_dir=env.get("XDG_RUNTIME_DIR", ""),
         cgroup_root=env.get("NBRAY_CGROUP_ROOT", "/sys/fs/cgroup"),
@@ -97,3 +100,17 @@ def child_environment() -> dict[str, str]:
     """The environment for daemons: the caller's, without proxies (nothing of nbray's goes through one) and without Python's start-up hooks."""
     dropped = {"http_proxy", "https_proxy", "all_proxy", "PYTHONSTARTUP", "PYTHONPATH", "PYTHONHOME", "PYTHONINSPECT"}
     return {k: v for k, v in os.environ.items() if k not in dropped and k.lower() not in dropped}
+
+
+def notable_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What `nbray doctor` shows of the environment: nbray's settings, limits, proxies (without passwords) and thread counts."""
+    env = os.environ if environment is None else environment
+    names = {"CPU_LIMIT", "MEM_LIMIT", "TMPDIR", "XDG_RUNTIME_DIR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "JPY_SESSION_NAME"}
+    proxies = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
+    shown = {}
+    for name in sorted(env):
+        if name in names or (name.startswith("NBRAY_") and "TOKEN" not in name and "SECRET" not in name):
+            shown[name] = env[name]
+        elif name.lower() in proxies:
+            shown[name] = env[name].rpartition("@")[2]
+    return shown
