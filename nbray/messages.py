@@ -109,10 +109,14 @@ class Function(_Message, tag=3):
 
 
 class World(_Message, tag=4):
-    """The task's world as it is from now on for what this client submits; ``blob`` is empty when the node has it already."""
+    """The task's world as it is from now on for what this client submits; ``blob`` is empty when the node has it already.
+
+    ``process``: id of the part of it that a running worker cannot take on (versions of the user's modules): another id, another process.
+    """
 
     world: bytes
     blob: bytes = b""
+    process: bytes = b""
 
 
 class Origin(_Message, tag=5):
@@ -181,19 +185,22 @@ class Abort(_Message, tag=11):
 class Get(_Message, tag=12):
     """Asks for objects. Each is answered by `Value` or `Located` when it is there (`Ready` if not ``fetch``).
 
-    ``blocked``: the sending worker's task stops until all (or, with ``count``, that many) are answered or `Unblocked` is sent.
+    ``blocked``: the task ``task`` of the sending worker stops until ``count`` of them (0: all) are answered, or until `Unblocked` with the same
+    ``request``. A failed `Reply` to ``request`` means that the wait can never end (a circle of waits).
     """
 
     objects: list[bytes]
     fetch: bool = True
     blocked: bool = False
+    request: int = 0
     task: bytes = b""
+    count: int = 0
 
 
 class Unblocked(_Message, tag=13):
-    """The worker's task goes on."""
+    """The wait of a `Get` has ended early: the worker's task goes on."""
 
-    task: bytes = b""
+    request: int
 
 
 class Hold(_Message, tag=14):
@@ -229,13 +236,6 @@ class KillActor(_Message, tag=18):
     no_restart: bool = True
 
 
-class HoldActor(_Message, tag=19):
-    """This process has (``held``) its first handle of the actor, or has lost its last one."""
-
-    actor: bytes
-    held: bool
-
-
 class GetActor(_Message, tag=20):
     """Answered by a `Reply` with an encoded `ActorInfo`."""
 
@@ -256,12 +256,6 @@ class Free(_Message, tag=22):
     """Releases the values now, whoever holds them."""
 
     objects: list[bytes]
-
-
-class Names(_Message, tag=23):
-    """Binds names of the session to objects (the cluster holds them for the name), or with an empty id unbinds one."""
-
-    bindings: list[tuple[str, bytes]]
 
 
 class StreamAck(_Message, tag=24):
@@ -324,12 +318,6 @@ class Item(_Message, tag=43):
     kind: int
     data: bytes
     refs: list[bytes] | None = None
-
-
-class HandBack(_Message, tag=44):
-    """Dispatched tasks that this worker has not started and will not: it blocks, or ends."""
-
-    runs: list[int]
 
 
 class Output(_Message, tag=45):
@@ -413,12 +401,6 @@ class StreamEnd(_Message, tag=66):
     length: int
 
 
-class ActorState(_Message, tag=67):
-    actor: bytes
-    state: str
-    reason: str = ""
-
-
 class Shutdown(_Message, tag=68):
     """The cluster ends."""
 
@@ -455,6 +437,8 @@ class Run(_Message, tag=81):
     attempt: int = 0
     started: bool = True
     args_at: tuple[int, int] | None = None
+    cell: str = ""
+    args_object: bytes = b""
 
 
 class Interrupt(_Message, tag=82):
@@ -492,11 +476,11 @@ class StreamRoom(_Message, tag=86):
 
 ClientToNode = (
     Hello | Register | Function | World | Origin | Submit | CreateActor | Put | Create | Seal | Abort | Get | Unblocked | Hold | Drop | Unpin
-    | Cancel | KillActor | HoldActor | GetActor | Query | Free | Names | StreamAck | Bye
-    | Done | DoneMany | Failed | Item | HandBack | Output | Leaving
+    | Cancel | KillActor | GetActor | Query | Free | StreamAck | Bye
+    | Done | DoneMany | Failed | Item | Output | Leaving
 )  # fmt: skip
 
 NodeToClient = (
-    Welcome | Created | Value | Located | Ready | Reply | StreamEnd | ActorState | Shutdown | Output | Register | Function | World
+    Welcome | Created | Value | Located | Ready | Reply | StreamEnd | Shutdown | Output | Register | Function | World
     | Adopt | Run | Interrupt | Revoke | Configure | Exit | StreamRoom
 )  # fmt: skip

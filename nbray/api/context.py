@@ -15,15 +15,24 @@ from nbray.errors import NotInitializedError
 
 if TYPE_CHECKING:
     from nbray.engine.base import Engine
+    from nbray.ids import IdSource
 
 
 class TaskContext:
     """What a running task knows of itself."""
 
-    __slots__ = ("actor", "attempt", "cancelled", "cell", "gpus", "name", "restarts", "task")
+    __slots__ = ("actor", "attempt", "cancelled", "cell", "gpus", "ids", "name", "restarts", "task")
 
     def __init__(
-        self, task: bytes, name: str, *, actor: bytes = b"", attempt: int = 0, restarts: int = 0, gpus: tuple[int, ...] = (), cell: str = ""
+        self,
+        task: bytes,
+        name: str,
+        *,
+        actor: bytes = b"",
+        attempt: int = 0,
+        restarts: int = 0,
+        gpus: tuple[int, ...] = (),
+        cell: str = "",
     ) -> None:
         self.task = task
         self.name = name
@@ -33,6 +42,7 @@ class TaskContext:
         self.gpus = gpus
         self.cell = cell
         self.cancelled = False
+        self.ids: IdSource | None = None
 
 
 class Runtime:

@@ -6,7 +6,7 @@ process drop the object (protocol section 2). Finalizers only append to a deque;
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nbray import ids
@@ -23,15 +23,16 @@ T = TypeVar("T")
 class ObjectRef(Generic[T]):
     """A reference to a value in the cluster, there now or later. Awaitable; ``.future()`` gives a `concurrent.futures.Future`."""
 
-    __slots__ = ("__weakref__", "_engine", "_id", "_release")
+    __slots__ = ("__weakref__", "_counted", "_engine", "_id")
 
-    def __init__(self, object_id: bytes, engine: Engine, release: Callable[[bytes], None]) -> None:
+    def __init__(self, object_id: bytes, engine: Engine, counted: bool) -> None:
         self._id = object_id
         self._engine = engine
-        self._release = release
+        self._counted = counted
 
     def __del__(self) -> None:
-        self._release(self._id)
+        if self._counted:
+            self._engine.dropped(self._id)
 
     def hex(self) -> str:
         """The full id."""
@@ -83,6 +84,10 @@ class ObjectRefGenerator(Generic[T]):
         self._engine = engine
         self._taken = 0
         self._ended = False
+
+    def __del__(self) -> None:
+        if not self._ended:
+            self._engine.dropped(self._task)
 
     def __iter__(self) -> Iterator[ObjectRef[T]]:
         return self

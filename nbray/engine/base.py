@@ -9,7 +9,7 @@ An engine is shared by all threads of its process. Every wait takes a timeout or
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +30,14 @@ class Engine(ABC):
 
         Equal specs get equal numbers.
         """
+
+    @abstractmethod
+    def add_blob(self, content: bytes, blob: bytes | None, name: str = "") -> None:
+        """Make a blob (a pickled function, an environment) known to the cluster under its content id."""
+
+    @abstractmethod
+    def publish(self, content: bytes, blob: bytes | None, name: str = "") -> None:
+        """Make a blob (a pickled function, an environment) known to the cluster under its content id."""
 
     @abstractmethod
     def submit(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -55,8 +63,8 @@ class Engine(ABC):
         """Call a method; same results as `submit`. Calls of one process to one actor run in the order of submission."""
 
     @abstractmethod
-    def hold_actor(self, actor: bytes) -> Callable[[], None]:
-        """Count a handle of this process; the returned function, safe in finalizers, gives it back."""
+    def actor_ref(self, actor: bytes) -> ObjectRef[Any]:
+        """The reference by which a handle keeps its actor alive: to the return value of the actor's creation."""
 
     @abstractmethod
     def kill_actor(self, actor: bytes, no_restart: bool) -> None: ...
@@ -66,6 +74,14 @@ class Engine(ABC):
         """Raises ValueError when there is no such actor."""
 
     # -- objects
+
+    @abstractmethod
+    def dropped(self, object_id: bytes) -> None:
+        """A counted ref is gone. Called by finalizers, at any moment, in any thread: it must only take note."""
+
+    @abstractmethod
+    def ref(self, object_id: bytes) -> ObjectRef[Any]:
+        """A ref made from a bare id (one that came out of band); the process holds the object from now on."""
 
     @abstractmethod
     def put(self, value: Any) -> ObjectRef: ...

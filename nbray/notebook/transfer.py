@@ -53,8 +53,8 @@ class RefusedError(Exception):
 class Parcel:
     """Named values, ready for the engine.
 
-    ``head``: one pickle after the other, in the order of ``names``; ``buffers``: the large ones' bytes, out of band; ``carried``: refs
-    and actor handles, for the engine's own pickler; ``modules``: name -> module to import; ``imports``: further modules to import;
+    ``head``: one pickle after the other, in the order of ``names``; ``buffers``: the large ones' bytes, out of band; ``carried``: refs,
+    for the engine's own pickler; ``modules``: name -> module to import; ``imports``: further modules to import;
     ``size``: bytes altogether.
     """
 
@@ -77,7 +77,7 @@ class Packed:
     needed_by: dict[str, str]
     """name -> the function that reads it, for names that the cell itself does not mention."""
     carrying: set[str]
-    """Names whose values mention refs or actor handles."""
+    """Names whose values mention refs."""
 
 
 def pack(
@@ -236,12 +236,10 @@ def _writable(buffer: Any) -> memoryview:
 
 
 def carried_types() -> tuple[type, ...]:
-    """Types whose instances the engine's own pickler must see, to count them."""
-    from nbray.api.actor import ActorHandle
-
+    """Types whose instances the engine's own pickler must see, to count them (an actor's handle contains a ref)."""
     from nbray.api.refs import ObjectRef
 
-    return ObjectRef, ActorHandle
+    return (ObjectRef,)
 
 
 def is_importable_module(value: Any) -> bool:

@@ -28,7 +28,6 @@ _ADVICE: dict[str, str] = {
     "BufferedWriter": "Send the path and open the file inside the task.",
     "BufferedRandom": "Send the path and open the file inside the task.",
     "FileIO": "Send the path and open the file inside the task.",
-    "memoryview": "Send bytes(...) of it, or a NumPy array.",
     "frame": "Send what you need of it as text or numbers.",
     "traceback": "Send what you need of it as text, for instance traceback.format_exc().",
     "mappingproxy": "Send dict(...) of it.",

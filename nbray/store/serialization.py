@@ -198,9 +198,9 @@ def deserialize(
     memoryview must not be passed with it. Raises what the user's classes raise while they are made again.
     """
     if kind in _PICKLED:
-        if refs is None and not writable:
+        if refs is None and not writable and type(data) is bytes:
             return _loads(data)
-        return _load(data, None, refs, writable if writable is not None else _is_writable(data))
+        return _load(data, None, refs, _is_writable(data) if writable is None else writable)
     if kind == BYTES:
         return data if type(data) is bytes else bytes(data)
     if kind == BUFFERS:

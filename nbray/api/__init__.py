@@ -1,0 +1,1 @@
+"""What drivers and tasks call: decorators, verbs, refs and handles, above the engine seam (``nbray.engine.base``)."""

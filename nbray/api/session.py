@@ -1,0 +1,281 @@
+"""``init`` and ``shutdown``: joining a cluster, starting one when there is none, and leaving it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from nbray import clusters, ids, platform
+from nbray import config as configuration
+from nbray.api import context
+from nbray.api.world import WorldWatch
+from nbray.clusters import MIN_STORE, ClusterRecord
+from nbray.engine.local import LocalEngine
+from nbray.errors import NbrayError, NodeDiedError
+from nbray.messages import DRIVER, OBSERVER, PROTOCOL, Hello, NodeToClient, Output, Shutdown, Welcome
+from nbray.scheduler.resources import CPU, GPU, MEMORY, UNIT, readable, units
+from nbray.transport.frames import FrameReader, encode_frame
+
+STORE_SHARE = 0.3
+"""Share of the memory that the object store may take (design section 3)."""
+
+HELLO_SECONDS = 60.0
+MAX_SPARES = 4
+
+
+class ClusterInfo(Mapping[str, Any]):
+    """What ``init`` returns: facts about the cluster, as a mapping; usable as a context manager that shuts down at its end."""
+
+    def __init__(self, facts: Mapping[str, Any], started: bool) -> None:
+        self._facts = dict(facts)
+        self.started = started
+        """Whether ``init`` has started the cluster; False: it was there."""
+
+    def __getitem__(self, key: str) -> Any:
+        return self._facts[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._facts)
+
+    def __len__(self) -> int:
+        return len(self._facts)
+
+    def __enter__(self) -> ClusterInfo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutdown()
+
+    def __repr__(self) -> str:
+        verb = "started" if self.started else "joined"
+        return f"<nbray cluster {self._facts.get('name')!r}, {verb}: {readable(self._facts.get('resources', {}))}>"
+
+
+def init(
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    resources: Mapping[str, float] | None = None,
+    object_store_memory: int | None = None,
+    *,
+    name: str | None = None,
+    seed: int | None = None,
+    address: str | None = None,
+    namespace: str | None = None,
+    ignore_reinit_error: bool = False,
+    session: str | None = None,
+    keep: bool = False,
+    log_to_driver: bool = True,
+) -> ClusterInfo:
+    """Connect this process to a cluster on this machine, starting one when there is none.
+
+    ``num_cpus``, ``num_gpus``: what the cluster may use (default: what this process may use; GPUs: those that are visible). ``resources``: custom ones, in
+    any unit. ``object_store_memory``: bytes (default 30 % of memory). ``name``: which cluster; there is one default cluster per user and Python environment.
+    ``seed``: random state of tasks repeats from run to run. ``address``: "local" always starts a cluster of its own, "auto" never starts one, else a
+    cluster's name. ``session``: who we are to the cluster (a notebook; default: a session of this process's own). ``keep``: the cluster stays when this
+    process ends cleanly. ``log_to_driver``: show what tasks print.
+
+    Raises RuntimeError when connected already, ValueError for arguments that do not fit, ConnectionError when there is no cluster to join.
+    """
+    runtime = context.current()
+    if runtime is not None and runtime.pid == os.getpid() and not runtime.worker:
+        if not ignore_reinit_error:
+            raise RuntimeError(
+                f"this process is connected to the cluster {runtime.engine.details()['name']!r} already; call nbray.shutdown() first, or pass "
+                "ignore_reinit_error=True to go on with it"
+            )
+        return ClusterInfo(runtime.engine.details(), False)
+    platform.require_supported()
+    settings = configuration.settings()
+    asked = _asked(num_cpus, num_gpus, resources, object_store_memory)
+    if address in ("local", "auto"):
+        wanted = name or (f"local-{os.getpid()}" if address == "local" else "")
+    else:
+        wanted = name or address or ""
+    record = clusters.find_cluster(wanted, settings)
+    if record is None and address not in (None, "local"):
+        alive = ", ".join(sorted(r.name for r in clusters.list_clusters(settings))) or "none"
+        raise ConnectionError(f"no cluster {wanted or 'default'!r} runs here (running: {alive}); nbray.init() without address starts one")
+    started = record is None
+    if record is None:
+        record = _start(wanted or settings.cluster or "default", asked, seed, settings)
+    elif asked:
+        _compare(record, asked)
+    label = session or f"{os.path.basename(sys.argv[0] or 'python')} (pid {os.getpid()})"
+    engine = connect(record, DRIVER, session or f"process-{os.getpid()}", label, namespace or "", keep)
+    if log_to_driver:
+        engine.on_output = print_output
+    runtime = context.Runtime(engine, namespace=namespace or session or f"process-{os.getpid()}-{engine.welcome.job}")
+    watch = WorldWatch(engine)
+    engine.before_submit = watch.check
+    context.install(runtime)
+    engine.link.start()
+    global _keep, _decide, _registered
+    _keep = keep
+    _decide = None
+    if not _registered:
+        _registered = True
+        atexit.register(_at_exit)
+    return ClusterInfo(engine.details(), started)
+
+
+def _asked(
+    num_cpus: int | None, num_gpus: int | None, resources: Mapping[str, float] | None, store: int | None
+) -> dict[str, float]:
+    asked: dict[str, float] = {}
+    for name, value, least in (("num_cpus", num_cpus, 0), ("num_gpus", num_gpus, 0), ("object_store_memory", store, MIN_STORE)):
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r} should be a number of at least {least}")
+        asked[name] = value
+    for key, amount in (resources or {}).items():
+        if key in (CPU, GPU):
+            raise ValueError(f"resources={{{key!r}: ...}}: use num_{key.lower()}s= for this one")
+        if not isinstance(amount, int | float) or amount < 0:
+            raise ValueError(f"resources={{{key!r}: {amount!r}}}: the amount should be a number of at least 0")
+        asked["resource:" + key] = amount
+    return asked
+
+
+def _start(name: str, asked: dict[str, float], seed: int | None, settings: configuration.Settings) -> ClusterRecord:
+    cpus = asked.get("num_cpus", platform.available_cpus(settings.cpu_limit or None))
+    memory = platform.available_memory(settings.memory_limit or None)
+    gpus = asked.get("num_gpus", _visible_gpus())
+    store = int(asked.get("object_store_memory", settings.store_memory or max(memory * STORE_SHARE, MIN_STORE)))
+    amounts = units({CPU: cpus, GPU: gpus, MEMORY: max(memory - store, 0)})
+    amounts.update(units({key.removeprefix("resource:"): value for key, value in asked.items() if key.startswith("resource:")}))
+    cluster = ids.content_id(f"seed {seed}".encode()) if seed is not None else os.urandom(16)
+    details = {"python": sys.version.split()[0], "seed": "" if seed is None else str(seed)}
+    return clusters.start_cluster(
+        name, amounts, store, cluster=cluster, details=details, memory_limit=settings.memory_limit, settings=settings,
+        spares=max(1, min(int(cpus), MAX_SPARES)),
+    )  # fmt: skip
+
+
+def _visible_gpus() -> int:
+    try:
+        return len([entry for entry in os.listdir("/proc/driver/nvidia/gpus") if entry])
+    except OSError:
+        return 0
+
+
+def _compare(record: ClusterRecord, asked: dict[str, float]) -> None:
+    """A cluster that runs has the size it has: say so instead of ignoring what was asked."""
+    has = {"num_cpus": record.resources.get(CPU, 0) / UNIT, "num_gpus": record.resources.get(GPU, 0) / UNIT, "object_store_memory": record.store_limit}
+    for key, amount in record.resources.items():
+        has["resource:" + key] = amount / UNIT
+    different = [
+        f"{key.removeprefix('resource:')}={value:g} (it has {has.get(key, 0):g})" for key, value in asked.items() if has.get(key, 0) != value
+    ]
+    if different:
+        raise ValueError(
+            f"the cluster {record.name!r} runs already and cannot be changed to {', '.join(different)}: stop it first (nbray.shutdown(), %cluster stop), "
+            "leave these arguments out, or start another one with name="
+        )
+
+
+def connect(record: ClusterRecord, role: str = OBSERVER, session: str = "", label: str = "", namespace: str = "", keep: bool = False) -> LocalEngine:
+    """A connection to a cluster's node. Raises NodeDiedError when the node does not answer."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(HELLO_SECONDS)
+        sock.connect(record.paths.node_socket)
+        _, fds, _, _ = socket.recv_fds(sock, 1, 1)
+        sock.sendall(encode_frame([Hello(PROTOCOL, role, os.getpid(), session, 0, keep, label, namespace)]))
+        welcome = _welcome(sock)
+    except OSError as error:
+        sock.close()
+        raise NodeDiedError(f"the cluster {record.name!r} (pid {record.pid}) does not answer: {error}; its log: {record.paths.log}") from error
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    welcome.details.update(
+        node_pid=str(record.pid), directory=record.paths.directory, spill=record.paths.spill, log=record.paths.log, session=session,
+        store=str(record.store_limit),
+    )  # fmt: skip
+    return LocalEngine(sock, fds[0], welcome)
+
+
+def _welcome(sock: socket.socket) -> Welcome:
+    reader: FrameReader[Any] = FrameReader(NodeToClient)
+    while True:
+        data = sock.recv(1 << 16)
+        if not data:
+            raise ConnectionError("it closed the connection")
+        for message in reader.feed(data):
+            if isinstance(message, Welcome):
+                return message
+            if isinstance(message, Shutdown):
+                raise NbrayError(message.reason)
+
+
+def print_output(message: Output) -> None:
+    """Show what a task printed, where there is no notebook: the name of the task in front of each line."""
+    stream = sys.stderr if message.stream == "stderr" else sys.stdout
+    name = f"({message.name or 'worker'} pid={message.pid}) "
+    stream.write("".join(name + line for line in message.text.splitlines(keepends=True)))
+    if not message.text.endswith("\n"):
+        stream.write("\n")
+    stream.flush()
+
+
+_keep = False
+_registered = False
+_decide: Callable[[], bool | None] | None = None
+
+
+def decide_exit(stop: Callable[[], bool | None]) -> None:
+    """At the end of this process ``stop()`` says whether the cluster ends with it; None: the usual rule (it does, unless ``keep``)."""
+    global _decide
+    _decide = stop
+
+
+def _at_exit() -> None:
+    runtime = context.current()
+    if runtime is None or runtime.worker or runtime.pid != os.getpid():
+        return
+    decided = _decide() if _decide is not None else None
+    if decided is False:
+        # A kernel restart: leave without a word, so that the session's work goes on.
+        context.clear()
+        engine: Any = runtime.engine
+        engine.link.close()
+        return
+    try:
+        shutdown(stop=not _keep if decided is None else decided)
+    except (NbrayError, OSError, RuntimeError):
+        pass
+
+
+def shutdown(*, stop: bool = True, force: bool = False) -> None:
+    """Leave the cluster, and end it unless others use it or ``stop`` is False. Idempotent.
+
+    Raises RuntimeError naming who uses the cluster, when it cannot be ended because of them and ``force`` is not given.
+    """
+    runtime = context.current()
+    if runtime is None or runtime.pid != os.getpid():
+        return
+    details = runtime.engine.details()
+    context.clear()
+    for hook in runtime.on_close:
+        hook()
+    try:
+        runtime.engine.shutdown(stop=stop, force=force)
+    except NbrayError as refused:
+        if "in use" in str(refused):
+            raise RuntimeError(str(refused)) from None
+        raise
+    if stop and "node_pid" in details:
+        record = clusters.ClusterRecord(
+            details["name"], int(details["node_pid"]), "", clusters.Paths(details["directory"], details["spill"]), {}, 0, 0.0, "", True
+        )
+        clusters.wait_gone(record)
+
+
+def is_initialized() -> bool:
+    """Whether this process is connected to a cluster."""
+    runtime = context.current()
+    return runtime is not None and runtime.pid == os.getpid()

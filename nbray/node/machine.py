@@ -1,0 +1,627 @@
+"""The node as a deterministic machine: messages and facts in, messages and effects out. No I/O, no clock, no randomness.
+
+This file routes; the decisions are in its parts: `Tasks`, `Actors`, `Values` (beside this file), `LocalScheduler`, `WorkerPool`, `ObjectTable`.
+The shell (``nbray.node.server``) calls `receive` with what a connection said, the ``*_`` facts with what happened to processes and files,
+`settle` once per loop, and then sends each dirty peer's ``out`` and carries out ``effects`` in order. The simulator
+(``nbray.testing.sim``) is another shell around the same machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from nbray import ids
+from nbray.config import INLINE_LIMIT
+from nbray.events import NodeRow, ObjectRow, Page, TaskEvent, WorkerEvent, WorkerRow
+from nbray.gcs.client import GcsClient, Settled
+from nbray.gcs.messages import EndJob, RegisterJob
+from nbray.messages import (
+    CREATE_ACTOR,
+    DRIVER,
+    OBSERVER,
+    PROTOCOL,
+    WORKER,
+    Abort,
+    Adopt,
+    Bye,
+    Cancel,
+    Create,
+    CreateActor,
+    Done,
+    DoneMany,
+    Drop,
+    Exit,
+    Failed,
+    Free,
+    Function,
+    Get,
+    GetActor,
+    Hello,
+    Hold,
+    Item,
+    KillActor,
+    Leaving,
+    Origin,
+    Output,
+    Put,
+    Query,
+    Register,
+    Reply,
+    Revoke,
+    Seal,
+    Shutdown,
+    StreamAck,
+    Submit,
+    Unblocked,
+    Unpin,
+    Welcome,
+    World,
+)
+from nbray.node import pool as pools
+from nbray.node.actors import Actors
+from nbray.node.deadlock import find_deadlock
+from nbray.node.peer import Peer
+from nbray.node.pool import Home, PoolEffect, Worker, WorkerPool
+from nbray.node.tasks import Tasks
+from nbray.node.values import Values
+from nbray.scheduler.local import LocalScheduler
+from nbray.scheduler.resources import CPU, UNIT, Ledger
+from nbray.scheduler.task import RUNNING, Kind, Task
+from nbray.store import holders as holder_sets
+from nbray.store import objects as store
+from nbray.store.arena import Arena
+from nbray.store.objects import ObjectTable, StoreEffect
+
+ORPHAN_SECONDS = 1800.0
+"""Seconds after which what a crashed driver held is freed (protocol section 4)."""
+
+IDLE_SECONDS = 30.0
+"""Seconds after which idle workers beyond one per CPU end."""
+
+STUCK_SECONDS = 0.5
+"""Seconds between looks for circles of waits."""
+
+
+@dataclass(slots=True, frozen=True)
+class TakeTokens:
+    """Read the unread tokens of this worker back; report them with `NodeMachine.tokens_returned`."""
+
+    worker: int
+
+
+@dataclass(slots=True, frozen=True)
+class Signal:
+    """Write the run's number into the worker's interrupt pipe, then SIGINT."""
+
+    worker: int
+    pid: int
+    run: int
+
+
+@dataclass(slots=True, frozen=True)
+class Close:
+    """Close this connection once its messages are sent."""
+
+    peer: int
+
+
+@dataclass(slots=True, frozen=True)
+class Stop:
+    """The node ends."""
+
+    reason: str
+
+
+NodeEffect = TakeTokens | Signal | Close | Stop | PoolEffect | StoreEffect
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What a node is told at its start. ``resources`` in ledger units; ``store_limit`` in bytes; ``seed``: bytes that task seeds are made from."""
+
+    node: str
+    name: str
+    cluster: bytes
+    resources: dict[str, int]
+    store_limit: int
+    span: int
+    details: dict[str, str] = field(default_factory=dict)
+    ttl: float = 1800.0
+    pid: int = 0
+    socket: str = ""
+    spares: int = 2
+    worker_limit: int = 512
+    inline_limit: int = INLINE_LIMIT
+    store_patience: float = 10.0
+
+
+class NodeMachine:
+    """One node: its connections and the parts that decide."""
+
+    def __init__(self, config: NodeConfig, gcs: GcsClient, now: float) -> None:
+        self.config = config
+        self.gcs = gcs
+        self.now = now
+        self.peers: dict[int, Peer] = {}
+        self.dirty: list[Peer] = []
+        self.effects: list[NodeEffect] = []
+        self.functions: dict[bytes, bytes] = {}
+        self.worlds: dict[bytes, bytes] = {}
+        self._kinds: dict[bytes, Kind] = {}
+        self._numbers = 0
+        self.objects = ObjectTable(Arena(config.store_limit, config.span), config.store_patience)
+        self.pool = WorkerPool(config.spares, config.worker_limit)
+        self.scheduler = LocalScheduler(
+            Ledger(config.resources), self.pool, lambda *a: self.tasks.run(*a), self._adopt, lambda t: self.values.fetch(t), self.revoke
+        )
+        self.values = Values(self)
+        self.tasks = Tasks(self)
+        self.actors = Actors(self)
+        self.drivers = 0
+        self.orphans: list[tuple[float, Peer]] = []
+        self.unused_since = now
+        self.stopping = ""
+        self._stuck_check = now + STUCK_SECONDS
+        self._expire_check = now
+        self._handlers: dict[type, Callable[[Peer, Any], None]] = {
+            Submit: self.tasks.on_submit,
+            Done: self.tasks.on_done,
+            DoneMany: self.tasks.on_done_many,
+            Failed: self.tasks.on_failed,
+            Item: self.tasks.on_item,
+            Cancel: self.tasks.on_cancel,
+            StreamAck: self.tasks.on_stream_ack,
+            Get: self.values.on_get,
+            Put: self.values.on_put,
+            Drop: self.values.on_drop,
+            Hold: self.values.on_hold,
+            Create: self.values.on_create,
+            Seal: self.values.on_seal,
+            Abort: self.values.on_abort,
+            Unpin: self.values.on_unpin,
+            Unblocked: self.values.on_unblocked,
+            Free: self.values.on_free,
+            CreateActor: self.actors.on_create,
+            KillActor: self.actors.on_kill,
+            GetActor: self.actors.on_get,
+            Hello: self._on_hello,
+            Register: self._on_register,
+            Function: self._on_function,
+            World: self._on_world,
+            Origin: self._on_origin,
+            Output: self._on_output,
+            Query: self._on_query,
+            Leaving: self._on_leaving,
+            Bye: self._on_bye,
+        }
+        self.pool.settle()
+
+    # -- what the shell calls
+
+    def connected(self, number: int) -> Peer:
+        peer = self.peers[number] = Peer(number)
+        return peer
+
+    def receive(self, peer: Peer, messages: Iterable[Any], now: float) -> None:
+        """All messages of one frame of a connection."""
+        self.now = now
+        handlers = self._handlers
+        for message in messages:
+            handlers[type(message)](peer, message)
+
+    def settle(self, now: float) -> None:
+        """Dispatch, and turn what the parts have decided into messages and effects. Once per loop, after all `receive`."""
+        self.now = now
+        if self.objects.effects or self.objects.available or self.objects.lost:
+            self.values.settle()
+        self.scheduler.dispatch(now)
+        if self.objects.effects:
+            self.values.settle()
+        if self.pool.effects:
+            self.effects += self.pool.effects
+            self.pool.effects.clear()
+
+    def tick(self, now: float) -> float:
+        """Everything that depends on time; returns the seconds after which to call again at the latest."""
+        self.now = now
+        wait = 5.0
+        if self.scheduler.ahead:
+            self.scheduler.patience(now)
+            wait = 0.01
+        if self.tasks.graces:
+            self.tasks.end_graces(now)
+            wait = min(wait, 0.05)
+        if self.objects.waiting_for_memory:
+            self.objects.expire(now)
+            self.values.settle()
+            wait = min(wait, 0.1)
+        if self.values.waits or self.actors.actors:
+            wait = min(wait, STUCK_SECONDS)
+            if now >= self._stuck_check:
+                self._stuck_check = now + STUCK_SECONDS
+                self._break_circles()
+        if now >= self._expire_check:
+            self._expire_check = now + 1.0
+            self.pool.retire(now, self.config.resources.get(CPU, UNIT) // UNIT + self.config.spares, IDLE_SECONDS)
+            while self.orphans and self.orphans[0][0] <= now:
+                self.values.forget(self.orphans.pop(0)[1])
+            wait = min(wait, self._lifetime(now))
+        return wait
+
+    def _lifetime(self, now: float) -> float:
+        if self.drivers or self.tasks.tasks:
+            self.unused_since = now
+            return 1.0
+        left = self.unused_since + self.config.ttl - now
+        if left <= 0:
+            self.stop(f"nobody used it for {self.config.ttl:g} s")
+        return max(min(left, 1.0), 0.05)
+
+    def disconnected(self, peer: Peer, now: float) -> None:
+        """The connection is closed."""
+        self.now = now
+        if self.peers.pop(peer.number, None) is None:
+            return
+        if peer.role == DRIVER:
+            self.drivers -= 1
+            self.unused_since = now
+            self.operate(EndJob(peer.job, False), None)
+            self.orphans.append((now + ORPHAN_SECONDS, peer))
+        elif peer.role == WORKER:
+            self.values.forget(peer)
+
+    def worker_exited(self, number: int, how: str, unread: list[int], now: float) -> None:
+        """A worker process has ended; ``how`` for people, ``unread``: the tokens it did not read."""
+        self.now = now
+        worker = self.pool.gone(number)
+        if worker is None:
+            return
+        worker.unread = {task.run for task in worker.pending if (task.run & 0xFF) in {*unread, *worker.tokens}}
+        how = worker.why or how
+        self.gcs.facts.append(WorkerEvent(worker.pid, "ENDED", now, worker.home[0] if worker.home else "", "", how))
+        peer = worker.peer
+        if peer is not None:
+            peer.worker = None
+            self.peers.pop(peer.number, None)
+        if worker.actor:
+            self.actors.worker_lost(worker, how)
+        else:
+            self.tasks.worker_lost(worker, how)
+        if peer is not None:
+            self._abort_unsealed(worker)
+            self.values.forget(peer)
+
+    def _abort_unsealed(self, worker: Worker) -> None:
+        assert worker.peer is not None
+        number = worker.peer.number
+        for entry in [e for e in self.objects.objects.values() if e.state == store.CREATED and e.block is not None and e.block.client == number]:
+            self.objects.abort(entry.id)
+
+    def raw_output(self, number: int, stream: str, text: str) -> None:
+        """A worker wrote to its file descriptors, which carry no task: it is the one that runs there now."""
+        worker = self.pool.workers.get(number)
+        if worker is None or worker.peer is None:
+            return
+        task = worker.pending[0] if worker.pending else None
+        if task is None:
+            self._on_output(worker.peer, Output(b"", stream, text))
+        else:
+            self._on_output(worker.peer, Output(task.id, stream, text, task.name, worker.pid, task.cell))
+
+    def memory_released(self, number: int, now: float) -> None:
+        """The last process with this worker's mapping has ended: its pins go."""
+        self.now = now
+        self.objects.drop_pins(number)
+
+    def tokens_returned(self, number: int, tokens: list[int], now: float) -> None:
+        """The unread tokens of a worker, read back: those runs will not start there."""
+        self.now = now
+        worker = self.pool.workers.get(number)
+        if worker is None:
+            return
+        waiting = {*tokens, *worker.tokens}
+        worker.tokens.clear()
+        back = [task for task in worker.pending if (task.run & 0xFF) in waiting]
+        if not back:
+            return
+        runs = [task.run for task in back]
+        if worker.actor:
+            for task in back:
+                worker.pending.remove(task)
+            self._tell_revoked(worker, runs)
+            self.actors.returned(worker, back)
+        else:
+            self._tell_revoked(worker, runs)
+            self.scheduler.returned(worker, runs, now)
+        for task in back:
+            if task.cancelled and not task.terminal:
+                self.tasks.fail(task, self.tasks.cancelled_error(task))
+
+    def _tell_revoked(self, worker: Worker, runs: list[int]) -> None:
+        if worker.peer is not None:
+            self.send(worker.peer, Revoke(runs))
+
+    def gcs_settled(self, settled: list[Settled], now: float) -> None:
+        """Answers of the head to operations and queries."""
+        self.now = now
+        for answer in settled:
+            if answer.context is not None:
+                answer.context(answer)
+
+    def pressure(self, used: int, limit: int, now: float) -> None:
+        """Memory is nearly used up: end the newest retriable task (never an actor first)."""
+        self.now = now
+        running = [w for w in self.scheduler.slots.values() if w.pending and not w.actor and w.state == pools.BUSY]
+        if not running:
+            return
+        newest = max(running, key=lambda w: (w.pending[0].retries != 0, w.pending[0].dispatched))
+        task = newest.pending[0]
+        task.oom = True
+        self.end_worker(
+            newest,
+            f"was ended because the machine's memory was nearly used up ({used / 2**30:.2f} of {limit / 2**30:.2f} GB): {task.name} was the newest "
+            f"task that may be tried again{{size}}. Use fewer parallel tasks (num_cpus=2 per task), smaller pieces, or more memory",
+        )
+
+    # -- what the parts call
+
+    def send(self, peer: Peer, message: Any) -> None:
+        out = peer.out
+        if not out:
+            self.dirty.append(peer)
+        out.append(message)
+
+    def operate(self, operation: Any, done: Callable[[str, bool, bytes], None] | None) -> None:
+        """An operation of the GCS; ``done`` gets (error class or "", ok, data)."""
+        context = None if done is None else lambda answer: done(answer.error, answer.ok, answer.data)
+        self.gcs.operate(operation, self.now, context)
+
+    def revoke(self, worker: Worker) -> None:
+        self.effects.append(TakeTokens(worker.number))
+
+    def interrupt(self, worker: Worker, run: int) -> None:
+        self.effects.append(Signal(worker.number, worker.pid, run))
+
+    def end_worker(self, worker: Worker, why: str) -> None:
+        self.pool.end(worker, why)
+
+    def retire_worker(self, worker: Worker, why: str) -> None:
+        """Let a worker that runs nothing end by itself."""
+        worker.state = pools.ENDING
+        worker.why = why
+        if worker.peer is not None:
+            self.send(worker.peer, Exit(True))
+
+    def job_of(self, task: Task) -> int:
+        peer = self.peers.get(task.owner)
+        return peer.job if peer is not None else 0
+
+    def _adopt(self, worker: Worker, home: Home) -> None:
+        session, environment, gpus, threads = home
+        worker.home = home
+        peer = worker.peer
+        assert peer is not None
+        peer.session = session
+        own = environment[:16]
+        blob = self.functions.get(own, b"") if own else b""
+        self.send(peer, Adopt(session, own, blob, threads, list(gpus), self.config.cluster, b""))
+
+    def stop(self, reason: str) -> None:
+        """End the cluster."""
+        if self.stopping:
+            return
+        self.stopping = reason
+        for peer in list(self.peers.values()):
+            if peer.role in {DRIVER, OBSERVER}:
+                self.send(peer, Shutdown(reason))
+        self.effects.append(Stop(reason))
+
+    # -- connections
+
+    def _on_hello(self, peer: Peer, message: Hello) -> None:
+        peer.role, peer.pid, peer.session = message.role, message.pid, message.session
+        peer.label, peer.keep, peer.namespace = message.label, message.keep, message.namespace
+        if message.protocol != PROTOCOL:
+            self.send(peer, Shutdown(f"this cluster speaks protocol {PROTOCOL}, you speak {message.protocol}: both need the same nbray version"))
+            self.effects.append(Close(peer.number))
+        elif message.role == WORKER:
+            worker = self.pool.greet(message.token, peer, message.pid)
+            if worker is None:
+                self.effects.append(Close(peer.number))
+                return
+            peer.worker = worker
+            self.gcs.facts.append(WorkerEvent(worker.pid, "STARTED", self.now))
+            self._welcome(peer, 0)
+        elif message.role == OBSERVER:
+            self._welcome(peer, 0)
+        else:
+            self.drivers += 1
+
+            def registered(error: str, _ok: bool, data: bytes) -> None:
+                if error:
+                    self.send(peer, Shutdown(data.decode()))
+                else:
+                    self._welcome(peer, msgspec.msgpack.decode(data))
+
+            self.operate(RegisterJob(message.session, message.label, message.pid, message.role), registered)
+
+    def _welcome(self, peer: Peer, job: int) -> None:
+        config = self.config
+        peer.job = job
+        peer.execution = ids.driver_execution_id(config.cluster, job) if peer.role == DRIVER else b""
+        self.send(
+            peer,
+            Welcome(
+                PROTOCOL, config.node, config.cluster, config.name, peer.execution, config.span, config.inline_limit, dict(config.resources),
+                dict(config.details), job,
+            ),  # fmt: skip
+        )
+
+    def _on_register(self, peer: Peer, message: Register) -> None:
+        key = msgspec.msgpack.encode(message.spec)
+        kind = self._kinds.get(key)
+        if kind is None:
+            self._numbers += 1
+            kind = self._kinds[key] = Kind(self._numbers, message.spec)
+        peer.kinds[message.number] = kind
+
+    def _on_function(self, peer: Peer, message: Function) -> None:
+        self.functions.setdefault(message.function, message.blob)
+
+    def _on_world(self, peer: Peer, message: World) -> None:
+        peer.world = message.world
+        peer.process = message.process
+        if message.blob:
+            self.worlds.setdefault(message.world, message.blob)
+
+    def _on_origin(self, peer: Peer, message: Origin) -> None:
+        peer.cell = message.cell
+
+    def _on_output(self, peer: Peer, message: Output) -> None:
+        message.pid = peer.pid
+        for other in self.peers.values():
+            if other.role == DRIVER and other.session == peer.session:
+                self.send(other, message)
+
+    def _on_leaving(self, peer: Peer, message: Leaving) -> None:
+        worker = peer.worker
+        if worker is None:
+            return
+        actor = self.actors.actors.get(worker.actor)
+        if actor is not None:
+            actor.killed = True
+            worker.why = message.reason
+        else:
+            worker.why = worker.why or message.reason
+
+    def _on_bye(self, peer: Peer, message: Bye) -> None:
+        others = [p for p in self.peers.values() if p.role == DRIVER and p is not peer]
+        if message.stop and others and not message.force:
+            names = ", ".join(sorted({p.label or p.session for p in others}))
+            text = f"the cluster is in use by {names}; stop it anyway with force (%cluster stop --force, nbray.shutdown(force=True))"
+            self._leave(peer)
+            self.send(peer, Reply(message.request, "in use", text.encode()))
+            return
+        self._leave(peer)
+        self.send(peer, Reply(message.request, "", b""))
+        if message.stop:
+            self.stop("it was stopped")
+
+    def _leave(self, peer: Peer) -> None:
+        """A driver ends its session on purpose: what it ran and held goes, but for detached actors."""
+        if peer.role != DRIVER:
+            return
+        self.operate(EndJob(peer.job, True), None)
+        same = [p for p in self.peers.values() if p.role == DRIVER and p.session == peer.session and p is not peer]
+        peer.role = OBSERVER
+        self.drivers -= 1
+        self.unused_since = self.now
+        if not same:
+            self.actors.end_session(peer.session)
+            self.tasks.end_session(peer.session)
+            self.pool.dismiss(peer.session)
+            self.scheduler.queue.forget(peer.session)
+        self.values.forget(peer)
+        self.objects.drop_pins(peer.number)
+
+    # -- circles of waits
+
+    def _break_circles(self) -> None:
+        found = find_deadlock(self)
+        if found is not None:
+            peer, request, text = found
+            self.values._resume(peer, request)
+            self.send(peer, Reply(request, "DeadlockError", text.encode()))
+
+    # -- questions
+
+    def _on_query(self, peer: Peer, message: Query) -> None:
+        what = message.what
+        if what in {"objects", "nodes", "resources", "memory"}:
+            data = msgspec.msgpack.encode(self._answer(what))
+            self.send(peer, Reply(message.request, "", data))
+            return
+
+        def answered(answer: Settled) -> None:
+            if answer.error:
+                self.send(peer, Reply(message.request, answer.error, answer.data))
+                return
+            if answer.page is None:
+                self.send(peer, Reply(message.request, "", answer.data))
+                return
+            page = answer.page
+            page.live = [(self.config.node, self._rows(what))]
+            self.send(peer, Reply(message.request, "", msgspec.msgpack.encode(page)))
+
+        self.gcs.query(what, message.argument, self.now, answered)
+
+    def _answer(self, what: str) -> Any:
+        config = self.config
+        if what == "resources":
+            return {"total": self.scheduler.ledger.total, "available": self.scheduler.ledger.free}
+        if what == "memory":
+            table = self.objects
+            return {
+                "used": table.arena.used, "limit": table.arena.limit, "inline": table.inline_bytes, "spilled": table.spilled_bytes,
+                "spilled_total": table.spilled_total, "restored_total": table.restored_total, "objects": len(table.objects),
+            }  # fmt: skip
+        return Page(live=[(config.node, self._rows(what))])
+
+    def _rows(self, what: str) -> list[Any]:
+        config = self.config
+        if what == "nodes":
+            ledger = self.scheduler.ledger
+            return [NodeRow(config.node, "ALIVE", ledger.total, ledger.free, config.pid, config.socket)]
+        if what == "objects":
+            return [self._object_row(entry) for entry in self.objects.objects.values()]
+        if what == "actors":
+            return list(self.actors.rows())
+        if what == "workers":
+            return [self._worker_row(worker) for worker in self.pool.workers.values()]
+        if what == "tasks":
+            return [self._task_row(task) for task in list(self.tasks.tasks.values())[:10_000]]
+        return []
+
+    def _object_row(self, entry: store.Object) -> ObjectRow:
+        names = []
+        for holder in holder_sets.each(entry.holders):
+            if isinstance(holder, int):
+                peer = self.peers.get(holder)
+                names.append(f"{peer.role} {peer.pid}" if peer is not None else "ended driver")
+            else:
+                names.append(f"task {ids.short(holder)}" if holder in self.tasks.tasks else f"object {ids.short(holder)}")
+        state = store.STATE_NAMES[entry.state]
+        return ObjectRow(entry.id, entry.size, {"CREATED": "PENDING", "SPILLING": "ARENA", "RESTORING": "SPILLED"}.get(state, state), [self.config.node], names)
+
+    def _worker_row(self, worker: Worker) -> WorkerRow:
+        state = "BLOCKED" if worker.blocked else "RUNNING" if worker.pending else "STARTING" if worker.state == pools.STARTING else "IDLE"
+        task = worker.pending[0].name if worker.pending else ""
+        return WorkerRow(worker.pid, state, task, worker.home[0] if worker.home else "", "actor" if worker.actor else "task")
+
+    def _task_row(self, task: Task) -> TaskEvent:
+        spec, worker = task.kind.spec, task.worker
+        state = task.state if task.state < RUNNING else (3 if worker is not None and worker.pending and worker.pending[0] is task else 2)
+        return TaskEvent(
+            task.id, spec.name, spec.kind, state, task.attempt, worker.pid if worker is not None else 0, self.job_of(task), task.session, task.cell,
+            spec.function, task.submit.parent, task.actor, task.submit.deps, spec.num_returns, 0, "", task.submitted, task.ready, task.dispatched,
+            task.dispatched if state == 3 else 0.0, 0.0, 0.0,
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """Assert the invariants of all parts (the simulator does after every step)."""
+        self.objects.check()
+        self.scheduler.check()
+        for task in self.tasks.tasks.values():
+            assert not task.terminal, f"{task} is terminal and still live"
+        for worker in self.pool.workers.values():
+            runs = [task.run for task in worker.pending]
+            assert len(set(runs)) == len(runs), f"{worker} has a run twice"
+            for task in worker.pending:
+                assert task.worker is worker, f"{task} is pending at {worker}, which is not its worker"
+
+
+assert CREATE_ACTOR, "kinds of task classes are distinct from a plain task's 0"

@@ -1,0 +1,40 @@
+"""The other end of a connection, as the node's machine sees it: what it registered, what is to be sent to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbray.node.pool import Worker
+    from nbray.scheduler.task import Kind
+
+
+class Peer:
+    """A driver, a worker or an observer. ``number`` is never used twice; as a holder it stands for the process."""
+
+    __slots__ = (
+        "cell", "execution", "job", "keep", "kinds", "label", "namespace", "number", "out", "pid", "process", "role", "session", "unsent", "worker",
+        "world",
+    )  # fmt: skip
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.role = ""
+        self.pid = 0
+        self.session = ""
+        self.namespace = ""
+        self.label = ""
+        self.job = 0
+        self.keep = False
+        self.execution = b""
+        self.world = b""
+        self.process = b""
+        self.cell = ""
+        self.kinds: dict[int, Kind] = {}
+        self.out: list[Any] = []
+        self.unsent = 0
+        """Bytes that the shell could not send yet; it keeps this up to date."""
+        self.worker: Worker | None = None
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.number} {self.role} pid {self.pid}>"

@@ -1,0 +1,565 @@
+"""The node process: the shell around `NodeMachine`. One thread, one epoll loop; disk work in a helper thread.
+
+It never blocks on a peer, never unpickles, and holds no decision: what arrives goes into the machine, what the machine wants is carried out.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from nbray import platform
+from nbray.clusters import Paths
+from nbray.gcs.client import GcsClient
+from nbray.gcs.messages import HeadToNode, RegisterNode
+from nbray.gcs.messages import PROTOCOL as GCS_PROTOCOL
+from nbray.messages import ClientToNode
+from nbray.node.children import Children
+from nbray.node.disk import Disk
+from nbray.node.machine import Close, NodeConfig, NodeMachine, Signal, Stop, TakeTokens
+from nbray.node.pool import Fork, Kill
+from nbray.store.memory import SharedMemory
+from nbray.store.objects import DeleteSpilled, Punch, Restore, Spill
+from nbray.transport.connection import Connection
+from nbray.transport.frames import encode_frame
+
+log = logging.getLogger("nbray.node")
+
+MEMORY_CHECK = 0.25
+"""Seconds between looks at the machine's memory while tasks run."""
+
+MEMORY_LIMIT = 0.95
+"""Share of the memory limit from which on tasks are ended."""
+
+
+class WorkerLink:
+    """What the shell has of a worker besides its connection: the pipes that outlive it."""
+
+    __slots__ = ("connection", "interrupt", "output", "pid", "token_read", "token_write")
+
+    def __init__(self, connection: int, token_read: int, token_write: int, interrupt: int, output: list[int]) -> None:
+        self.connection = connection
+        self.token_read = token_read
+        self.token_write = token_write
+        self.interrupt = interrupt
+        self.output = output
+        self.pid = 0
+
+
+class NodeServer:
+    """Runs one node until it is told to stop."""
+
+    def __init__(self, config: NodeConfig, paths: Paths, *, memory_limit: int, portable: bool) -> None:
+        self.config = config
+        self.paths = paths
+        self.memory_limit = memory_limit
+        self.epoll = select.epoll()
+        self.handlers: dict[int, Callable[[int], None]] = {}
+        self.connections: dict[int, Connection] = {}
+        self.links: dict[int, WorkerLink] = {}
+        self.numbers = 0
+        self.stop_reason = ""
+        self.memory = SharedMemory.create(config.span, portable=portable, directory=paths.spill)
+        self.children = Children(paths, self.memory.fd, config)
+        self.listener = self._listen()
+        incarnation = time.time_ns()
+        registration = RegisterNode(GCS_PROTOCOL, config.node, incarnation, os.getpid(), config.cluster, config.resources, paths.node_socket)
+        self.gcs = GcsClient(registration)
+        self.machine = NodeMachine(config, self.gcs, time.monotonic())
+        self.head: Connection | None = None
+        self.disk = Disk(paths.spill, self.memory)
+        self.next_tick = 0.0
+        self.next_head = 0.0
+        self.next_memory = 0.0
+        self.head_gone_since = time.monotonic()
+        self.watch(self.listener.fileno(), self._accept)
+        self.watch(self.children.zygote.fileno(), self._zygote_speaks)
+        self.watch(self.disk.wake, self._disk_done)
+        if self.children.head_watch is not None:
+            self.watch(self.children.head_watch, self._head_died)
+
+    def watch(self, fd: int, handler: Callable[[int], None]) -> None:
+        self.handlers[fd] = handler
+        self.epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        if self.handlers.pop(fd, None) is not None:
+            try:
+                self.epoll.unregister(fd)
+            except (OSError, ValueError):
+                pass
+
+    # -- the loop
+
+    def run(self) -> None:
+        """Until the machine or a signal says stop."""
+        machine = self.machine
+        handlers = self.handlers
+        poll = self.epoll.poll
+        clock = time.monotonic
+        while not self.stop_reason:
+            now = clock()
+            timeout = max(min(self.next_tick, self._gcs_time(now)) - now, 0.0)
+            try:
+                events = poll(timeout)
+            except InterruptedError:
+                continue
+            for fd, mask in events:
+                handler = handlers.get(fd)
+                if handler is not None:
+                    handler(mask)
+            now = clock()
+            machine.settle(now)
+            self._perform()
+            if now >= self.next_tick:
+                self.next_tick = now + machine.tick(now)
+                self._watch_memory(now)
+                machine.settle(now)
+                self._perform()
+            elif machine.scheduler.ahead or machine.tasks.graces or machine.objects.waiting_for_memory:
+                self.next_tick = min(self.next_tick, now + 0.01)
+            self._talk_to_head(now)
+
+    def _perform(self) -> None:
+        """Send what is to be sent and carry out the effects, until nothing is left."""
+        machine = self.machine
+        while machine.dirty or machine.effects:
+            dirty = machine.dirty
+            if dirty:
+                machine.dirty = []
+                connections = self.connections
+                for peer in dirty:
+                    out, peer.out = peer.out, []
+                    connection = connections.get(peer.number)
+                    if connection is None or connection.closed:
+                        continue
+                    if not connection.send(encode_frame(out)):
+                        peer.unsent = connection.unsent
+                        self.epoll.modify(connection.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+                    worker = peer.worker
+                    if worker is not None and worker.tokens:
+                        self._grant(worker.number, worker.tokens)
+            effects = machine.effects
+            if effects:
+                machine.effects = []
+                for effect in effects:
+                    self._carry_out(effect)
+                machine.settle(time.monotonic())
+
+    def _grant(self, number: int, tokens: bytearray) -> None:
+        link = self.links.get(number)
+        if link is not None:
+            os.write(link.token_write, tokens)
+        tokens.clear()
+
+    def _carry_out(self, effect: Any) -> None:
+        kind = type(effect)
+        if kind is Fork:
+            self._fork(effect.worker)
+        elif kind is Kill:
+            self._kill(effect.worker, effect.pid)
+        elif kind is TakeTokens:
+            self._take_tokens(effect.worker)
+        elif kind is Signal:
+            self._signal(effect)
+        elif kind is Spill:
+            self.disk.spill(effect.object, effect.offset, effect.size)
+        elif kind is Restore:
+            self.memory.reserve(effect.offset, effect.size)
+            self.disk.restore(effect.object, effect.offset, effect.size)
+        elif kind is DeleteSpilled:
+            self.disk.delete(effect.object)
+        elif kind is Punch:
+            self.memory.punch(effect.ranges)
+        elif kind is Close:
+            self._drop(effect.peer)
+        elif kind is Stop:
+            self.stop_reason = effect.reason
+
+    # -- connections
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            os.unlink(self.paths.node_socket)
+        except FileNotFoundError:
+            pass
+        listener.bind(self.paths.node_socket)
+        os.chmod(self.paths.node_socket, 0o600)
+        listener.listen(128)
+        listener.setblocking(False)
+        return listener
+
+    def _accept(self, _mask: int) -> None:
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.warning("a connection could not be accepted: %s", error)
+                return
+            credentials = platform.peer_credentials(sock)
+            if credentials is not None and credentials[1] != os.getuid():
+                log.warning("refused a connection of user %s", credentials[1])
+                sock.close()
+                continue
+            self._admit(sock)
+            # The descriptor of the arena goes first; what follows are frames.
+            socket.send_fds(sock, [b"\0"], [self.memory.fd])
+
+    def _admit(self, sock: socket.socket) -> Connection:
+        self.numbers += 1
+        number = self.numbers
+        connection = self.connections[number] = Connection(sock, number, ClientToNode)
+        peer = self.machine.connected(number)
+        machine = self.machine
+        clock = time.monotonic
+
+        def speaks(mask: int) -> None:
+            if mask & select.EPOLLOUT:
+                if connection.flush():
+                    self.epoll.modify(sock.fileno(), select.EPOLLIN)
+                peer.unsent = connection.unsent
+            if mask & ~select.EPOLLOUT:
+                try:
+                    messages = connection.receive()
+                    if messages is not None:
+                        if messages:
+                            machine.receive(peer, messages, clock())
+                        return
+                except Exception as error:  # noqa: BLE001  (a peer that sends nonsense must not end the node)
+                    log.exception("connection %s (pid %s) is closed: %s", number, peer.pid, error)
+                self._drop(number)
+
+        self.watch(sock.fileno(), speaks)
+        return connection
+
+    def _drop(self, number: int) -> None:
+        connection = self.connections.pop(number, None)
+        if connection is None:
+            return
+        self.unwatch(connection.sock.fileno())
+        connection.close()
+        peer = self.machine.peers.get(number)
+        if peer is not None:
+            if peer.worker is not None:
+                # Its end is what the zygote reports; a worker that only closed its connection is of no use any more.
+                self.machine.end_worker(peer.worker, "it closed its connection")
+            else:
+                self.machine.disconnected(peer, time.monotonic())
+
+    # -- workers
+
+    def _fork(self, number: int) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        token_read, token_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        interrupt_read, interrupt_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        life_read, life_write = os.pipe2(os.O_CLOEXEC)
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        connection = self._admit(ours)
+        self.links[number] = WorkerLink(connection.number, _reopen(token_read), token_write, interrupt_write, [out_read, err_read])
+        peer_number = connection.number
+
+        def life_ended(_mask: int) -> None:
+            self.unwatch(life_read)
+            os.close(life_read)
+            self.machine.memory_released(peer_number, time.monotonic())
+
+        self.watch(life_read, life_ended)
+        for stream, fd in (("stdout", out_read), ("stderr", err_read)):
+            os.set_blocking(fd, False)
+            self.watch(fd, partial(self._raw_output, number, stream, fd))
+        self.children.fork(number, theirs, [token_read, interrupt_read, life_write, out_write, err_write])
+
+    def _raw_output(self, number: int, stream: str, fd: int, _mask: int) -> None:
+        """What a worker writes below Python: by C code, or by the programs it starts."""
+        try:
+            data = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            return
+        if data:
+            self.machine.raw_output(number, stream, data.decode(errors="replace"))
+        else:
+            self.unwatch(fd)
+            os.close(fd)
+
+    def _zygote_speaks(self, _mask: int) -> None:
+        for kind, number, pid, status in self.children.zygote_messages():
+            link = self.links.get(number)
+            if kind == "forked" and link is not None:
+                link.pid = pid
+            elif kind == "exited" and link is not None:
+                self._worker_exited(number, link, status)
+            elif kind == "gone":
+                self._zygote_died()
+                return
+
+    def _worker_exited(self, number: int, link: WorkerLink, status: int) -> None:
+        """Read what it had said before, then tell the machine."""
+        connection = self.connections.pop(link.connection, None)
+        peer = self.machine.peers.get(link.connection)
+        now = time.monotonic()
+        if connection is not None:
+            self.unwatch(connection.sock.fileno())
+            if peer is not None:
+                try:
+                    while messages := connection.receive():
+                        self.machine.receive(peer, messages, now)
+                except Exception as error:  # noqa: BLE001
+                    log.warning("the last words of worker %s could not be read: %s", link.pid, error)
+            connection.close()
+        unread = self._read_tokens(link)
+        for fd in (link.token_read, link.token_write, link.interrupt):
+            os.close(fd)
+        del self.links[number]
+        self.machine.worker_exited(number, how_it_ended(status), unread, now)
+
+    def _zygote_died(self) -> None:
+        log.warning("the zygote has ended and is started again; its workers are gone")
+        self.unwatch(self.children.zygote.fileno())
+        links = list(self.links.items())
+        self.children.restart_zygote()
+        self.watch(self.children.zygote.fileno(), self._zygote_speaks)
+        for number, link in links:
+            self._worker_exited(number, link, signal.SIGKILL)
+
+    def _kill(self, number: int, pid: int) -> None:
+        link = self.links.get(number)
+        pid = pid or (link.pid if link is not None else 0)
+        if link is None or not pid:
+            return
+        _kill_group(pid)
+
+    def _read_tokens(self, link: WorkerLink) -> list[int]:
+        tokens: list[int] = []
+        try:
+            while data := os.read(link.token_read, 256):
+                tokens += data
+        except BlockingIOError:
+            pass
+        return tokens
+
+    def _take_tokens(self, number: int) -> None:
+        link = self.links.get(number)
+        if link is not None:
+            self.machine.tokens_returned(number, self._read_tokens(link), time.monotonic())
+
+    def _signal(self, effect: Signal) -> None:
+        link = self.links.get(effect.worker)
+        if link is None:
+            return
+        try:
+            os.write(link.interrupt, effect.run.to_bytes(4, "little"))
+            os.kill(effect.pid, signal.SIGINT)
+        except (BlockingIOError, ProcessLookupError):
+            pass
+
+    # -- disk
+
+    def _disk_done(self, _mask: int) -> None:
+        objects = self.machine.objects
+        for what, object_id, error in self.disk.finished():
+            if what == "spill":
+                objects.spilled(object_id, error)
+            else:
+                objects.restored(object_id, error)
+
+    # -- memory
+
+    def _watch_memory(self, now: float) -> None:
+        if not self.machine.scheduler.slots:
+            return
+        self.next_tick = min(self.next_tick, now + MEMORY_CHECK)
+        if now < self.next_memory:
+            return
+        self.next_memory = now + MEMORY_CHECK
+        used, limit = platform.memory_in_use(self.memory_limit or None)
+        if limit and used > MEMORY_LIMIT * limit:
+            self.machine.pressure(used, limit, now)
+
+    # -- the head
+
+    def _gcs_time(self, now: float) -> float:
+        if self.head is None:
+            return max(self.next_head, now + 0.001)
+        return self.gcs.deadline() or now + 60.0
+
+    def _talk_to_head(self, now: float) -> None:
+        if self.head is None:
+            if now >= self.next_head:
+                self._connect_head(now)
+        else:
+            messages = self.gcs.output(now)
+            if messages:
+                self._say(messages)
+        settled = self.gcs.expire(now)
+        if settled:
+            self.machine.gcs_settled(settled, now)
+
+    def _say(self, messages: list[Any]) -> None:
+        head = self.head
+        if head is not None and not head.send(encode_frame(messages)):
+            self.epoll.modify(head.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def _connect_head(self, now: float) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.connect(self.paths.head_socket)
+        except OSError as error:
+            sock.close()
+            self.next_head = now + (0.005 if now - self.head_gone_since < 2.0 else 0.1)
+            if error.errno not in {errno.ENOENT, errno.ECONNREFUSED}:
+                log.warning("the head cannot be reached: %s", error)
+            return
+        head = self.head = Connection(sock, 0, HeadToNode)
+
+        def speaks(mask: int) -> None:
+            if mask & select.EPOLLOUT and head.flush():
+                self.epoll.modify(sock.fileno(), select.EPOLLIN)
+            if mask & ~select.EPOLLOUT:
+                messages = head.receive()
+                if messages is None:
+                    self._lose_head()
+                elif messages:
+                    now = time.monotonic()
+                    self.machine.gcs_settled(self.gcs.receive(messages), now)
+                    if self.gcs.refused:
+                        self.stop_reason = f"the head refuses this node: {self.gcs.refused}"
+
+        self.watch(sock.fileno(), speaks)
+        self._say(self.gcs.connected())
+
+    def _lose_head(self) -> None:
+        if self.head is not None:
+            self.unwatch(self.head.sock.fileno())
+            self.head.close()
+            self.head = None
+            self.gcs.disconnected()
+        self.head_gone_since = time.monotonic()
+        self.next_head = 0.0
+
+    def _head_died(self, _mask: int) -> None:
+        watch = self.children.head_watch
+        if watch is not None:
+            self.unwatch(watch)
+        self._lose_head()
+        log.warning("the head has ended and is started again")
+        self.children.restart_head()
+        if self.children.head_watch is not None:
+            self.watch(self.children.head_watch, self._head_died)
+
+    # -- the end
+
+    def close(self) -> None:
+        """End everything that this node started and remove its files."""
+        self.children.head_watch = None
+        for link in self.links.values():
+            if link.pid:
+                _kill_group(link.pid)
+        if self.head is not None:
+            self.head.sock.setblocking(True)
+            self.head.sock.settimeout(1.0)
+            try:
+                self.head.flush()
+                self.head.sock.sendall(encode_frame(self.gcs.stop(time.monotonic(), self.stop_reason)))
+            except OSError:
+                pass
+        self.children.close()
+        deadline = time.monotonic() + 0.2
+        pending = deque(self.connections.values())
+        while pending and time.monotonic() < deadline:
+            if pending[0].flush():
+                pending.popleft()
+        self.listener.close()
+        self.disk.close()
+        self.memory.close()
+        self.paths.remove()
+        for connection in self.connections.values():
+            connection.close()
+
+
+def _reopen(pipe: int) -> int:
+    """The same read end under a descriptor of its own: the worker's copy of the other is closed, this one stays."""
+    return os.dup(pipe)
+
+
+def _kill_group(pid: int) -> None:
+    """End a worker and what it started; a worker that has not yet become the leader of its group is ended alone."""
+    for end in (os.killpg, os.kill):
+        try:
+            end(pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            continue
+        return
+
+
+def how_it_ended(status: int) -> str:
+    """Words for a wait status."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = "unknown"
+        hint = " (perhaps by the system, because memory ran out)" if number == signal.SIGKILL else ""
+        return f"was ended by signal {number}, {name}{hint}"
+    return f"left with exit status {os.WEXITSTATUS(status)}"
+
+
+def main() -> None:
+    """Entry point: ``python -P -m nbray.node.server``, told what it is by a JSON object in argv[1]."""
+    told = json.loads(sys.argv[1])
+    ready = int(told["ready_fd"])
+    logging.basicConfig(filename=told["log"], level=told["log_level"], format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    paths = Paths(**told["paths"])
+    config = NodeConfig(
+        node=told["node"],
+        name=told["name"],
+        cluster=bytes.fromhex(told["cluster"]),
+        resources=told["resources"],
+        store_limit=told["store_limit"],
+        span=told["span"],
+        details=told["details"],
+        ttl=told["ttl"],
+        pid=os.getpid(),
+        socket=paths.node_socket,
+        spares=told["spares"],
+    )
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    lock = paths.lock()
+    server = NodeServer(config, paths, memory_limit=told["memory_limit"], portable=told["portable"])
+
+    def terminate(_number: int, _frame: Any) -> None:
+        server.stop_reason = "SIGTERM"
+
+    signal.signal(signal.SIGTERM, terminate)
+    platform.set_process_title("nbray node")
+    paths.announce(told, os.getpid())
+    os.write(ready, b"1")
+    os.close(ready)
+    try:
+        server.run()
+    except BaseException:
+        log.exception("the node ends because of an error of its own")
+        raise
+    finally:
+        log.info("the node ends: %s", server.stop_reason)
+        server.close()
+        os.close(lock)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What the extension remembers of one notebook: the cell that runs now, and where output of earlier ones belongs."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from nbray import config
+from nbray.api import context
+from nbray.notebook import lifecycle
+from nbray.notebook.output import Router
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """One execution of a cell. ``number`` is what ``In[n]`` shows; the identity of the cell is its id and its source, of the run ``run``."""
+
+    number: int
+    cell_id: str
+    digest: str
+    run: str
+    source: str
+
+    @property
+    def label(self) -> str:
+        """The opaque name under which the cluster knows it."""
+        return f"In[{self.number}] {self.cell_id or '-'} {self.digest} {self.run}"
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return f"In[{self.number}]"
+
+
+class Cockpit:
+    """One notebook's side of the cluster. Made when the extension is loaded."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+        self.static = config.settings().static
+        self.router = Router(shell, plain=self.static)
+        self._kernel = secrets.token_hex(4)
+        self._runs = 0
+        self._attached: context.Runtime | None = None
+        self.cell = self._begin("", "")
+
+    def load(self) -> None:
+        """Listen to the shell's cells and to clusters that this process joins."""
+        self.shell.events.register("pre_run_cell", self.before_cell)
+        context.on_install.append(self.attach)
+        runtime = context.current()
+        if runtime is not None:
+            self.attach(runtime)
+
+    def unload(self) -> None:
+        """The opposite of `load`."""
+        self.shell.events.unregister("pre_run_cell", self.before_cell)
+        context.on_install.remove(self.attach)
+        runtime = context.current()
+        if runtime is not None and runtime is self._attached:
+            engine: Any = runtime.engine
+            engine.on_output = None
+            runtime.on_exit_decision = None
+        self._attached = None
+
+    def before_cell(self, info: Any) -> None:
+        """A cell begins: what it submits is its own, and functions are looked at anew for changes."""
+        self.cell = self._begin(info.raw_cell or "", getattr(info, "cell_id", None) or "")
+        runtime = context.current()
+        if runtime is not None and runtime is self._attached:
+            runtime.epoch += 1
+            engine: Any = runtime.engine
+            engine.set_origin(self.cell.label)
+
+    def _begin(self, source: str, cell_id: str) -> CellRun:
+        self._runs += 1
+        digest = hashlib.blake2b(source.encode(errors="replace"), digest_size=6).hexdigest()
+        cell = CellRun(self.shell.execution_count, cell_id, digest, f"{self._kernel}-{self._runs}", source)
+        self.router.remember(cell.label)
+        return cell
+
+    def attach(self, runtime: context.Runtime) -> None:
+        """This process has joined a cluster: its output comes here, its tasks belong to the cell that runs."""
+        engine: Any = runtime.engine
+        engine.on_output = self._on_output
+        engine.set_origin(self.cell.label)
+        runtime.on_exit_decision = functools.partial(lifecycle.keep_at_exit, self.shell)
+        self._attached = runtime
+
+    def _on_output(self, message: Any) -> None:
+        self.router.write(message.cell, message.stream, message.text, message.name, message.pid, message.task)

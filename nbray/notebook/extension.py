@@ -1,0 +1,40 @@
+"""``%load_ext nbray``: registers the magics and looks after the cells' output. Loading and unloading may be repeated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbray.notebook.cockpit import Cockpit
+
+_MAGICS = (("cell", "remote"), ("line", "cluster"))
+_loaded: dict[int, Cockpit] = {}
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Called by IPython."""
+    if id(shell) in _loaded:
+        return
+    from nbray.notebook.cockpit import Cockpit
+    from nbray.notebook.magics import NbrayMagics
+
+    cockpit = Cockpit(shell)
+    cockpit.load()
+    shell.register_magics(NbrayMagics(shell, cockpit))
+    _loaded[id(shell)] = cockpit
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Called by IPython; a cluster that runs goes on."""
+    cockpit = _loaded.pop(id(shell), None)
+    if cockpit is None:
+        return
+    cockpit.unload()
+    magics = shell.magics_manager.magics
+    for kind, name in _MAGICS:
+        magics[kind].pop(name, None)
+
+
+def cockpit_of(shell: Any) -> Cockpit | None:
+    """The loaded extension's memory of a notebook."""
+    return _loaded.get(id(shell))

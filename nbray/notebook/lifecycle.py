@@ -1,0 +1,49 @@
+"""Which notebook this is, and whether its kernel ends for good.
+
+Measured on ipykernel 6.31, 7.3 and 7.4: when a front end restarts or shuts a kernel down, the kernel keeps the message that asked for it, and
+the handlers of ``atexit`` still see it. ``exit()`` in a cell leaves none. SIGTERM and SIGKILL (a crash, ``shutdown_kernel(now=True)``, the
+end of nbval) run no handler at all: then the cluster sees a connection that ends without a word.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from nbray import config
+
+
+def session_name(shell: Any) -> str:
+    """What names the notebook: its path (Jupyter's servers, VS Code), else the kernel's id, which a restart keeps; "" outside of a kernel."""
+    named = config.settings().session or shell.user_ns.get("__vsc_ipynb_file__")
+    return str(named) if named else kernel_id(shell)
+
+
+def kernel_id(shell: Any) -> str:
+    """``kernel-<uuid>`` of the connection file, "" where there is none."""
+    kernel = getattr(shell, "kernel", None)
+    app = getattr(kernel, "parent", None)
+    file = str(getattr(app, "connection_file", "") or "")
+    return os.path.splitext(os.path.basename(file))[0]
+
+
+def may_come_back(shell: Any) -> bool:
+    """Whether a front end is there that restarts kernels, so that a connection lost without a word may be a crash to recover from.
+
+    Jupyter's servers and VS Code say so; headless runs (nbclient, nbval, papermill) and scripts have nobody to come back to.
+    """
+    return bool(config.settings().session or shell.user_ns.get("__vsc_ipynb_file__"))
+
+
+def ended_for_restart(shell: Any) -> bool | None:
+    """At exit: True if the kernel is being restarted, False if it is shut down, None if nobody asked for either (``exit()``, a script)."""
+    message = getattr(getattr(shell, "kernel", None), "_shutdown_message", None)
+    if message is None:
+        return None
+    return bool(message["content"].get("restart"))
+
+
+def keep_at_exit(shell: Any) -> bool:
+    """Whether the cluster outlives this process. ``exit()`` in a notebook makes the server start the kernel again, so it counts as a restart."""
+    restart = ended_for_restart(shell)
+    return may_come_back(shell) if restart is None else restart

@@ -1,0 +1,529 @@
+"""The objects of a node: where each lies, who holds it, who waits for it, what moves to disk. Pure: no I/O, no clock.
+
+States of an object::
+
+    PENDING --value--> INLINE
+       |
+       +--create--> CREATED --seal--> ARENA --spill--> SPILLING --written--> SPILLED --get--> RESTORING --read--> ARENA
+
+Rules: a sealed object never changes; a pinned one is never evicted; an object without holders is freed as soon as it is sealed, unpinned and
+awaited by nobody. Requests for arena memory (new objects and restores alike) are served strictly in the order in which they came, each gets all of its
+bytes or none: half-served requests cannot deadlock a full store (protocol section 10).
+
+What the shell must do is appended to ``effects``, in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nbray import ids
+from nbray.store import holders as holder_sets
+from nbray.store.holders import Holder, Holders
+
+if TYPE_CHECKING:
+    from nbray.scheduler.task import Task
+    from nbray.store.arena import Arena, Block
+
+PENDING, CREATED, INLINE, ARENA, SPILLING, SPILLED, RESTORING = range(7)
+STATE_NAMES = ("PENDING", "CREATED", "INLINE", "ARENA", "SPILLING", "SPILLED", "RESTORING")
+ERROR_KIND = 4
+
+
+class Object:
+    """One object. ``pins``: client number -> how often it was told the location and has not given it back."""
+
+    __slots__ = (
+        "block", "data", "dependants", "holders", "id", "kind", "on_disk", "pins", "producer", "pushed", "refs", "size", "state", "waiters",
+    )  # fmt: skip
+
+    def __init__(self, object_id: bytes, holders: Holders = None, producer: Task | None = None) -> None:
+        self.id = object_id
+        self.state = PENDING
+        self.kind = 0
+        self.data = b""
+        self.refs: list[bytes] | None = None
+        self.block: Block | None = None
+        self.size = 0
+        self.holders = holders
+        self.producer = producer
+        self.waiters: list[tuple[int, bool]] | None = None
+        self.dependants: list[Task] | None = None
+        self.pins: dict[int, int] | None = None
+        self.on_disk = False
+        self.pushed = False
+
+    @property
+    def sealed(self) -> bool:
+        return self.state >= INLINE
+
+    @property
+    def is_error(self) -> bool:
+        return self.kind == ERROR_KIND and self.state >= INLINE
+
+
+@dataclass(slots=True)
+class Request:
+    """Somebody waits for arena memory: a client that creates (``client``, ``number``), or a spilled object that is wanted back (client -1)."""
+
+    object: bytes
+    size: int
+    client: int
+    number: int
+    since: float = 0.0
+
+
+@dataclass(slots=True, frozen=True)
+class Spill:
+    object: bytes
+    offset: int
+    size: int
+
+
+@dataclass(slots=True, frozen=True)
+class Restore:
+    object: bytes
+    offset: int
+    size: int
+
+
+@dataclass(slots=True, frozen=True)
+class DeleteSpilled:
+    object: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class Punch:
+    ranges: list[tuple[int, int]]
+
+
+@dataclass(slots=True, frozen=True)
+class Granted:
+    """A client's creation has its memory."""
+
+    request: Request
+    offset: int
+    warm: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Refused:
+    """A client's creation cannot be served; ``error`` names a class of ``nbray.errors``."""
+
+    request: Request
+    error: str
+    text: str
+
+
+StoreEffect = Spill | Restore | DeleteSpilled | Punch | Granted | Refused
+
+
+class ObjectTable:
+    """All objects of a node. ``patience``: seconds a request waits when nothing can be moved out of its way."""
+
+    def __init__(self, arena: Arena, patience: float = 10.0) -> None:
+        self.arena = arena
+        self.patience = patience
+        self.objects: dict[bytes, Object] = {}
+        self.effects: list[StoreEffect] = []
+        self.available: list[Object] = []
+        """Objects that became readable through a restore since the machine last looked."""
+        self.lost: list[Object] = []
+        """Objects whose spilled copy could not be read back."""
+        self.inline_bytes = 0
+        self.spilled_bytes = 0
+        self.spilled_total = 0
+        self.restored_total = 0
+        self._resident: dict[bytes, Object] = {}
+        self._requests: deque[Request] = deque()
+        self._spilling = 0
+        """Bytes of blocks that are being written to disk and will then be free."""
+        self._disk_full = ""
+        self._moving: dict[bytes, int] = {}
+        self._orphans: dict[bytes, Block] = {}
+
+    # -- holders
+
+    def entry(self, object_id: bytes) -> Object:
+        """The object's entry, made when it is not known yet."""
+        found = self.objects.get(object_id)
+        if found is None:
+            found = self.objects[object_id] = Object(object_id)
+        return found
+
+    def hold(self, object_id: bytes, holder: Holder) -> None:
+        entry = self.objects.get(object_id)
+        if entry is not None:
+            entry.holders = holder_sets.add(entry.holders, holder)
+
+    def release(self, object_id: bytes, holder: Holder) -> None:
+        """Remove a holder; frees the object when it was the last one."""
+        entry = self.objects.get(object_id)
+        if entry is None:
+            return
+        entry.holders = left = holder_sets.remove(entry.holders, holder)
+        if left is None:
+            self.collect(entry)
+
+    def collect(self, entry: Object) -> None:
+        """Free the object if nothing can reach it any more (and with it what only it held)."""
+        doomed = [entry]
+        while doomed:
+            gone = doomed.pop()
+            if (
+                gone.holders is not None
+                or gone.waiters
+                or gone.dependants
+                or gone.pins
+                or gone.state < INLINE
+            ):
+                continue
+            if self.objects.pop(gone.id, None) is None:
+                continue
+            self._discard(gone)
+            for inner in gone.refs or ():
+                contained = self.objects.get(inner)
+                if contained is not None:
+                    contained.holders = holder_sets.remove(contained.holders, gone.id)
+                    if contained.holders is None:
+                        doomed.append(contained)
+
+    def _discard(self, entry: Object) -> None:
+        if entry.state == INLINE:
+            self.inline_bytes -= len(entry.data)
+        elif entry.block is not None:
+            self._resident.pop(entry.id, None)
+            if entry.id in self._moving:
+                # The disk thread still uses the block; `spilled` or `restored` frees it.
+                self._orphans[entry.id] = entry.block
+            else:
+                self.arena.free(entry.block)
+            entry.block = None
+        if entry.on_disk:
+            entry.on_disk = False
+            self.spilled_bytes -= entry.size
+            self._disk_full = ""
+            self.effects.append(DeleteSpilled(entry.id))
+        if self._requests:
+            self.serve()
+
+    # -- values
+
+    def seal_inline(self, entry: Object, kind: int, data: bytes, refs: list[bytes] | None) -> None:
+        """Give a pending object its small value. The caller looks at its waiters and dependants."""
+        entry.state = INLINE
+        entry.kind = kind
+        entry.data = data
+        entry.size = len(data)
+        self.inline_bytes += len(data)
+        if refs:
+            self._contain(entry, refs)
+
+    def _contain(self, entry: Object, refs: list[bytes]) -> None:
+        entry.refs = refs
+        for inner in refs:
+            contained = self.objects.get(inner)
+            if contained is not None:
+                contained.holders = holder_sets.add(contained.holders, entry.id)
+
+    def create(self, object_id: bytes, size: int, client: int, number: int, now: float) -> None:
+        """Ask for arena memory; answered by the effect `Granted` or `Refused`, now or later."""
+        request = Request(object_id, size, client, number, now)
+        if not self.arena.fits(size):
+            self.effects.append(
+                Refused(
+                    request,
+                    "StoreFullError",
+                    f"a value of {_bytes(size)} does not fit into the object store, which has {_bytes(self.arena.limit)} in all. "
+                    "Start the cluster with a larger one (%cluster start --store-memory, nbray.init(object_store_memory=...)), or pass the value in parts.",
+                )
+            )
+            return
+        self._requests.append(request)
+        self.serve()
+
+    def seal(self, object_id: bytes, kind: int, refs: list[bytes] | None) -> Object | None:
+        """The client has written the bytes. None when the object was given up meanwhile."""
+        entry = self.objects.get(object_id)
+        if entry is None or entry.state != CREATED:
+            return None
+        entry.state = ARENA
+        entry.kind = kind
+        self._resident[object_id] = entry
+        if refs:
+            self._contain(entry, refs)
+        return entry
+
+    def abort(self, object_id: bytes) -> None:
+        """A created object will not be sealed: its memory is free again. It stays pending."""
+        entry = self.objects.get(object_id)
+        if entry is not None and entry.state == CREATED and entry.block is not None:
+            self.arena.free(entry.block)
+            entry.block = None
+            entry.state = PENDING
+            self.serve()
+
+    def unmake(self, object_id: bytes) -> None:
+        """Back to pending: the producer runs again before anybody could see the value."""
+        entry = self.objects.get(object_id)
+        if entry is not None and entry.state == CREATED:
+            self.abort(object_id)
+
+    def reset(self, entry: Object) -> None:
+        """The value is lost or released: the entry is pending again, for a reconstruction or an error."""
+        if entry.state >= INLINE:
+            self._discard(entry)
+            for inner in entry.refs or ():
+                self.release(inner, entry.id)
+            entry.state = PENDING
+            entry.data, entry.refs, entry.block, entry.kind = b"", None, None, 0
+
+    # -- pins
+
+    def pin(self, entry: Object, client: int) -> None:
+        """The client is told where the object lies; it stays there until as many `unpin`."""
+        pins = entry.pins
+        if pins is None:
+            pins = entry.pins = {}
+        pins[client] = pins.get(client, 0) + 1
+        if entry.state == SPILLING:
+            entry.state = ARENA
+        self._resident.pop(entry.id, None)
+        self._resident[entry.id] = entry
+
+    def unpin(self, object_id: bytes, client: int, count: int) -> None:
+        entry = self.objects.get(object_id)
+        if entry is None or not entry.pins or client not in entry.pins:
+            return
+        entry.pins[client] -= count
+        if entry.pins[client] <= 0:
+            del entry.pins[client]
+            if not entry.pins:
+                entry.pins = None
+                if entry.holders is None:
+                    self.collect(entry)
+                if self._requests:
+                    self.serve()
+
+    def drop_pins(self, client: int) -> None:
+        """The client and every process that inherited its mapping are gone."""
+        for object_id in [o for o, entry in self._resident.items() if entry.pins and client in entry.pins]:
+            self.unpin(object_id, client, 1 << 30)
+
+    # -- memory
+
+    def serve(self) -> None:
+        """Serve requests for memory in their order, moving the least recently used objects to disk where needed."""
+        while self._requests:
+            request = self._requests[0]
+            block = self.arena.allocate(request.size, max(request.client, 0))
+            if block is None:
+                self._make_room(request.size)
+                if (
+                    self._requests
+                    and self._requests[0] is request
+                    and not self.arena.used + request.size <= self.arena.limit
+                ):
+                    break
+                block = self.arena.allocate(request.size, max(request.client, 0))
+                if block is None:
+                    break
+            self._requests.popleft()
+            entry = self.objects.get(request.object)
+            if request.client < 0:
+                if entry is None or entry.state != SPILLED:
+                    self.arena.free(block)
+                    continue
+                entry.block = block
+                entry.state = RESTORING
+                self._moving[entry.id] = 0
+                self.effects.append(Restore(request.object, block.offset, entry.size))
+            else:
+                entry = self.entry(request.object)
+                if entry.state != PENDING:
+                    self.arena.free(block)
+                    self.effects.append(
+                        Refused(
+                            request,
+                            "ObjectLostError",
+                            "this object was made before by another attempt of its task",
+                        )
+                    )
+                    continue
+                entry.block = block
+                entry.size = request.size
+                entry.state = CREATED
+                self.effects.append(Granted(request, block.offset, block.client == request.client))
+        punches = self.arena.take_punches()
+        if punches:
+            self.effects.append(Punch(punches))
+
+    def _make_room(self, size: int) -> None:
+        """Start moving objects out until ``size`` bytes will be free."""
+        for entry in list(self._resident.values()):
+            if self.arena.used - self._spilling + size <= self.arena.limit:
+                return
+            if entry.pins or entry.state != ARENA or entry.block is None or entry.id in self._moving:
+                continue
+            if entry.on_disk:
+                self.arena.free(entry.block)
+                entry.block = None
+                entry.state = SPILLED
+                del self._resident[entry.id]
+            elif not self._disk_full:
+                entry.state = SPILLING
+                self._moving[entry.id] = entry.block.size
+                self._spilling += entry.block.size
+                self.effects.append(Spill(entry.id, entry.block.offset, entry.size))
+
+    def spilled(self, object_id: bytes, error: str = "") -> None:
+        """The shell wrote the object to disk, or failed with ``error``."""
+        entry = self.objects.get(object_id)
+        self._spilling -= self._moving.pop(object_id, 0)
+        orphan = self._orphans.pop(object_id, None)
+        if orphan is not None:
+            self.arena.free(orphan)
+            if not error:
+                self.effects.append(DeleteSpilled(object_id))
+            self.serve()
+            return
+        if entry is None or entry.block is None:
+            return
+        if error:
+            self._disk_full = error
+            entry.state = ARENA
+        else:
+            entry.on_disk = True
+            self.spilled_bytes += entry.size
+            self.spilled_total += entry.size
+            if entry.state == SPILLING:
+                self.arena.free(entry.block)
+                entry.block = None
+                entry.state = SPILLED
+                self._resident.pop(object_id, None)
+        self.serve()
+
+    def want(self, entry: Object, now: float) -> None:
+        """Somebody needs a spilled object back; it is in ``available`` once read."""
+        if entry.state == SPILLED and not any(r.object == entry.id and r.client < 0 for r in self._requests):
+            self._requests.append(Request(entry.id, entry.size, -1, 0, now))
+            self.serve()
+
+    def restored(self, object_id: bytes, error: str = "") -> None:
+        """The shell read the object back from disk, or failed with ``error``."""
+        self._moving.pop(object_id, None)
+        orphan = self._orphans.pop(object_id, None)
+        if orphan is not None:
+            self.arena.free(orphan)
+            self.effects.append(DeleteSpilled(object_id))
+            self.serve()
+            return
+        entry = self.objects.get(object_id)
+        if entry is None or entry.state != RESTORING:
+            return
+        if error:
+            assert entry.block is not None
+            self.arena.free(entry.block)
+            entry.block = None
+            entry.state = SPILLED
+            entry.data = error.encode()
+            self.lost.append(entry)
+            self.serve()
+            return
+        entry.state = ARENA
+        self.restored_total += entry.size
+        self._resident[object_id] = entry
+        self.available.append(entry)
+
+    def expire(self, now: float) -> None:
+        """Refuse the first request when it has waited too long and nothing more can be moved out of its way."""
+        if not self._requests or self._spilling:
+            return
+        request = self._requests[0]
+        if self._disk_full or now - request.since > self.patience:
+            self._requests.popleft()
+            error = "DiskFullError" if self._disk_full else "StoreFullError"
+            text = self._full_text(request)
+            if request.client >= 0:
+                self.effects.append(Refused(request, error, text))
+            else:
+                entry = self.objects.get(request.object)
+                if entry is not None:
+                    entry.data = text.encode()
+                    self.lost.append(entry)
+            self._disk_full = ""
+            for waiting in self._requests:
+                waiting.since = now
+            self.serve()
+
+    @property
+    def waiting_for_memory(self) -> bool:
+        return bool(self._requests)
+
+    def _full_text(self, request: Request) -> str:
+        largest = sorted((e for e in self._resident.values() if e.block is not None), key=lambda e: -e.size)[
+            :5
+        ]
+        shown = "; ".join(
+            f"{ids.short(e.id)} {_bytes(e.size)} "
+            + (
+                "in use by " + ", ".join(f"process {p}" for p in sorted(e.pins))
+                if e.pins
+                else "held by " + _holder_names(e.holders)
+            )
+            for e in largest
+        )
+        why = (
+            f"objects cannot be moved to disk: {self._disk_full}"
+            if self._disk_full
+            else "everything in it is in use (arrays made from it are still alive), so nothing can be moved to disk"
+        )
+        return (
+            f"no room for {_bytes(request.size)} in the object store ({_bytes(self.arena.used)} of {_bytes(self.arena.limit)} used): {why}. "
+            f"Largest: {shown or 'none'}. Delete arrays or refs that are no longer needed, or start the cluster with a larger store."
+        )
+
+    # -- questions
+
+    def oldest_request(self) -> Request | None:
+        return self._requests[0] if self._requests else None
+
+    def check(self) -> None:
+        """Assert the table's rules."""
+        self.arena.check()
+        inline = 0
+        spans: list[tuple[int, int]] = []
+        for object_id, entry in self.objects.items():
+            assert entry.id == object_id
+            if entry.state == INLINE:
+                inline += len(entry.data)
+            if entry.pins:
+                assert entry.state == ARENA, f"pinned object in state {STATE_NAMES[entry.state]}"
+                assert entry.block is not None, "pinned object without memory"
+            if entry.state in (CREATED, ARENA, SPILLING, RESTORING):
+                assert entry.block is not None, f"{STATE_NAMES[entry.state]} without memory"
+                spans.append((entry.block.offset, entry.block.size))
+            else:
+                assert entry.block is None, f"{STATE_NAMES[entry.state]} with memory"
+            if entry.state == SPILLED:
+                assert entry.on_disk
+        spans += [(block.offset, block.size) for block in self._orphans.values()]
+        assert inline == self.inline_bytes, f"inline bytes {self.inline_bytes}, counted {inline}"
+        spans.sort()
+        for (a, length), (b, _) in zip(spans, spans[1:], strict=False):
+            assert a + length <= b, "arena blocks overlap"
+
+
+def _holder_names(holders: Holders) -> str:
+    names = [f"process {h}" if isinstance(h, int) else f"{ids.short(h)}" for h in holder_sets.each(holders)]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "nobody"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GB"

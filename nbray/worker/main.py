@@ -1,0 +1,273 @@
+"""A worker process: takes runs from its node, executes them, reports. Runs in the process that the zygote has forked.
+
+The main thread runs the user's code, so that signals, plots and debuggers behave as in a script. What a run is told comes through the socket; whether a
+run that was dispatched ahead may start, through the token pipe (protocol section 5).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from types import FrameType
+from typing import Any
+
+from nbray import platform
+from nbray.api import context
+from nbray.engine.local import LocalEngine
+from nbray.messages import (
+    PROTOCOL,
+    WORKER,
+    Adopt,
+    Configure,
+    Exit,
+    Function,
+    Hello,
+    Interrupt,
+    NodeToClient,
+    Register,
+    Revoke,
+    Run,
+    Shutdown,
+    StreamRoom,
+    TaskClass,
+    Welcome,
+    World,
+)
+from nbray.transport.frames import FrameReader, encode_frame
+from nbray.transport.link import Interrupts
+from nbray.worker import adoption
+from nbray.worker import world as worlds
+from nbray.worker.executor import Executor
+from nbray.worker.output import TaskStream
+
+OOM_SCORE = 500
+"""The kernel is to choose workers, never the notebook, when memory runs out."""
+
+
+class WorkerInterrupts(Interrupts):
+    """SIGINT reaches the user's code only if it is meant for the run that executes now (protocol section 9)."""
+
+    def __init__(self, pipe: int) -> None:
+        super().__init__()
+        self._pipe = pipe
+        self.run = 0
+        self.active = False
+        """Whether the user's code executes."""
+        signal.signal(signal.SIGINT, self._signal)
+
+    def enter(self) -> bool:
+        if threading.get_ident() != self._main:
+            return False
+        self.depth += 1
+        return True
+
+    def leave(self) -> None:
+        self.depth -= 1
+        if self.depth == 0 and self._pending:
+            self.raise_pending()
+
+    def raise_pending(self) -> None:
+        if self._pending:
+            self._pending = False
+            raise KeyboardInterrupt
+
+    def begin(self, run: int) -> None:
+        self.run = run
+        self._pending = False
+        self.active = True
+
+    def end(self) -> None:
+        self.active = False
+        self._pending = False
+
+    def _signal(self, _number: int, _frame: FrameType | None) -> None:
+        meant = True
+        try:
+            data = os.read(self._pipe, 4096)
+            meant = self.run.to_bytes(4, "little") in [data[at : at + 4] for at in range(0, len(data), 4)]
+        except BlockingIOError:
+            pass  # Nobody asked the node: the user's code has sent itself a SIGINT.
+        if not meant or not self.active:
+            return
+        if self.depth and not self.waiting:
+            self._pending = True
+        else:
+            self.waiting = False
+            raise KeyboardInterrupt
+
+
+class WorkerLoop:
+    """The main loop of a worker."""
+
+    def __init__(self, engine: LocalEngine, tokens: int, interrupts: WorkerInterrupts) -> None:
+        self.engine = engine
+        self.interrupts = interrupts
+        self.queue: deque[Run] = deque()
+        self.kinds: dict[int, TaskClass] = {}
+        self.blobs: dict[bytes, bytes] = {}
+        self.leaving = False
+        self._tokens = tokens
+        self._poll = select.poll()
+        self._poll.register(engine.link.sock, select.POLLIN)
+        self._poll_both = select.poll()
+        self._poll_both.register(engine.link.sock, select.POLLIN)
+        self._poll_both.register(tokens, select.POLLIN)
+        self.executor = Executor(self, engine, interrupts)
+        engine.on_message = self._at_once
+
+    # -- what the node says
+
+    def _at_once(self, message: Any) -> bool:
+        """Messages about what runs already."""
+        kind = type(message)
+        if kind is StreamRoom:
+            self.executor.consumed[message.task] = message.consumed
+            return True
+        if kind is Interrupt:
+            self.executor.interrupt(message.task)
+            return True
+        return False
+
+    def take_in(self) -> None:
+        """Carry out what has come."""
+        inbox = self.engine.inbox
+        while inbox:
+            message = inbox.popleft()
+            kind = type(message)
+            if kind is Run:
+                self.queue.append(message)
+            elif kind is Register:
+                self.kinds[message.number] = message.spec
+            elif kind is Function:
+                self.blobs[message.function] = message.blob
+            elif kind is World:
+                worlds.apply(message.blob)
+            elif kind is Revoke:
+                runs = set(message.runs)
+                self.queue = deque(run for run in self.queue if run.run not in runs)
+            elif kind is Adopt:
+                adoption.adopt(message, self.engine, self.blobs)
+            elif kind is Configure:
+                self.executor.configure(message)
+            elif kind is Exit or kind is Shutdown:
+                self.leaving = True
+
+    def _token(self) -> int:
+        try:
+            data = os.read(self._tokens, 1)
+        except BlockingIOError:
+            return -1
+        return data[0] if data else -1
+
+    def next_run(self) -> Run | None:
+        """The next run to start; waits for it. None when the worker is to end."""
+        link = self.engine.link
+        while True:
+            if self.engine.inbox:
+                self.take_in()
+            queue = self.queue
+            if queue:
+                if queue[0].started:
+                    return queue.popleft()
+                token = self._token()
+                if token >= 0:
+                    while True:
+                        while queue and queue[0].run & 0xFF != token:
+                            queue.popleft()
+                        if queue:
+                            return queue.popleft()
+                        self._receive(self._poll)
+                        self.take_in()
+                        queue = self.queue
+                self._receive(self._poll_both)
+                continue
+            if self.leaving or link.dead:
+                return None
+            self._receive(self._poll)
+
+    def _receive(self, poll: Any) -> None:
+        """Send what is left, then wait until something comes."""
+        link = self.engine.link
+        link.flush()
+        if not self.engine.inbox:
+            poll.poll()
+            link.poll_now()
+
+    def run(self) -> None:
+        """Until told to leave."""
+        executor = self.executor
+        while True:
+            run = self.next_run()
+            if run is None:
+                break
+            executor.execute(run, self.kinds[run.number])
+            if executor.mode != "serial":
+                executor.serve(self)
+                break
+            if executor.ended:
+                break
+        self.executor.close()
+
+
+def _greet(sock: socket.socket, number: int) -> Welcome:
+    """Say hello; the node's answer."""
+    sock.sendall(encode_frame([Hello(PROTOCOL, WORKER, os.getpid(), "", number)]))
+    reader: FrameReader[Any] = FrameReader(NodeToClient)
+    while True:
+        data = sock.recv(1 << 16)
+        if not data:
+            raise ConnectionError("the node closed the connection")
+        for message in reader.feed(data):
+            if isinstance(message, Welcome):
+                return message
+
+
+def run_worker(number: int, fds: list[int], told: dict[str, Any], parent: int) -> int:
+    """Be worker ``number`` until it ends; the exit status."""
+    sock_fd, tokens, interrupt, _life, out, err = fds
+    platform.set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != parent:
+        return 1
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    os.close(out)
+    os.close(err)
+    interrupts = WorkerInterrupts(interrupt)
+    platform.raise_out_of_memory_score(OOM_SCORE)
+    platform.set_process_title("nbray worker")
+    sock = socket.socket(fileno=sock_fd)
+    welcome = _greet(sock, number)
+    engine = LocalEngine(sock, told["arena"], welcome, worker=True, interrupts=interrupts)
+    loop = WorkerLoop(engine, tokens, interrupts)
+    streams = [
+        TaskStream(name, fd, engine.machine.out.append, engine.link.flush, engine.link.arm) for name, fd in (("stdout", 1), ("stderr", 2))
+    ]
+    sys.stdout, sys.stderr = streams
+    before = engine.link.tidy
+
+    def tidy() -> bool:
+        for stream in streams:
+            stream.flush()
+        return before()
+
+    engine.link.tidy = tidy
+    loop.executor.streams = streams
+    context.install(context.Runtime(engine, worker=True))
+    gc.enable()
+    try:
+        loop.run()
+        for stream in streams:
+            stream.flush()
+        if not engine.link.dead:
+            engine.link.flush()
+    finally:
+        engine.closed = "this worker has ended"
+    return 0
+
+

@@ -1,0 +1,36 @@
+"""The task's world in a worker: the submitting notebook's working directory, environment and import path (design section 3)."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgspec
+
+
+class World(msgspec.Struct, array_like=True):
+    """What `nbray.api.world` found in the driver. ``path``: its ``sys.path``; the first entry may be "", the working directory."""
+
+    directory: str
+    environment: dict[str, str]
+    path: list[str]
+
+
+def encode(world: World) -> bytes:
+    return msgspec.msgpack.encode(world)
+
+
+def apply(blob: bytes) -> None:
+    """Take on a world. A directory that is gone is left alone: the task that needs it says so itself."""
+    world = msgspec.msgpack.decode(blob, type=World)
+    try:
+        os.chdir(world.directory)
+    except OSError:
+        pass
+    for name in [name for name in os.environ if name not in world.environment]:
+        del os.environ[name]
+    for name, value in world.environment.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+    kept = [entry for entry in sys.path if entry not in world.path]
+    sys.path[:] = world.path + kept
