@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from nbray.store.memory import SharedMemory
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What file systems say that sendfile does not work with.
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class SpillFiles:
@@ -104,28 +106,34 @@ class SpillFiles:
 
     def _write(self, file: int, offset: int, size: int) -> None:
         done = 0
+        if platform.LINUX:
+            # From one page cache to the other: half again as fast as through a mapping whose pages this process has yet to meet.
+            try:
+                while done < size:
+                    done += os.sendfile(file, self._memory.fd, offset + done, size - done)
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
         while done < size:
-            if platform.LINUX:
-                # From one page cache to the other: half again as fast as through a mapping whose pages this process has yet to meet.
-                done += os.sendfile(file, self._memory.fd, offset + done, size - done)
-            else:
-                done += os.pwrite(file, self._memory.read_view(offset + done, size - done), done)
+            done += os.pwrite(file, self._memory.read_view(offset + done, size - done), done)
 
     def _read(self, file: int, offset: int, size: int) -> int:
         done = 0
-        if not platform.LINUX:
-            view = self._memory.write_view(offset, size)
-            while done < size and (read := os.preadv(file, [view[done:]], done)):
-                done += read
-            return done
-        # A descriptor of its own, because the position of the arena's is shared with every process that got it.
-        target = os.open(f"/proc/self/fd/{self._memory.fd}", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.lseek(target, offset, os.SEEK_SET)
-            while done < size and (read := os.sendfile(target, file, done, size - done)):
-                done += read
-        finally:
-            os.close(target)
+        if platform.LINUX:
+            # A descriptor of its own, because the position of the arena's is shared with every process that got it.
+            target = os.open(f"/proc/self/fd/{self._memory.fd}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.lseek(target, offset, os.SEEK_SET)
+                while done < size and (read := os.sendfile(target, file, done, size - done)):
+                    done += read
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+            finally:
+                os.close(target)
+        view = self._memory.write_view(offset, size)
+        while done < size and (read := os.preadv(file, [view[done:]], done)):
+            done += read
         return done
 
     def _full(self, size: int, error: OSError) -> str:
@@ -144,5 +152,5 @@ class SpillFiles:
     def _unlink(path: str) -> None:
         try:
             os.unlink(path)
-        except FileNotFoundError:
-            pass
+        except OSError:
+            pass  # never made, or removed by somebody else
