@@ -60,6 +60,9 @@ class Runtime:
 
 current_task: ContextVar[TaskContext | None] = ContextVar("nbray_task", default=None)
 
+on_install: list[Callable[[Runtime], None]] = []
+"""Called when this process has joined a cluster: how a notebook comes to know, whoever called ``init``."""
+
 _runtime: Runtime | None = None
 _ended = False
 
@@ -73,6 +76,8 @@ def install(runtime: Runtime) -> None:
     global _runtime, _ended
     _runtime = runtime
     _ended = False
+    for hook in on_install:
+        hook(runtime)
 
 
 def clear() -> None:

@@ -111,11 +111,11 @@ def init(
     runtime = context.Runtime(engine, namespace=namespace or session or f"process-{os.getpid()}-{engine.welcome.job}")
     watch = WorldWatch(engine)
     engine.before_submit = watch.check
-    context.install(runtime)
-    engine.link.start()
     global _keep, _decide, _registered
     _keep = keep
     _decide = None
+    context.install(runtime)
+    engine.link.start()
     if not _registered:
         _registered = True
         atexit.register(_at_exit)
