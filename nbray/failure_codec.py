@@ -19,7 +19,7 @@ class SystemFailure(msgspec.Struct, array_like=True, tag="!", gc=False):
 
     name: str
     text: str
-    extra: dict[str, int | float | str | bytes | bool | None] = {}
+    extra: dict[str, int | float | str | bool | None] = {}
 
 
 class UserFailure(msgspec.Struct, array_like=True, tag="u", gc=False):
@@ -48,7 +48,7 @@ _decode = _decoder.decode
 
 
 def encode_system_error(
-    class_name: str, text: str, extra: Mapping[str, int | float | str | bytes | bool | None] | None = None
+    class_name: str, text: str, extra: Mapping[str, int | float | str | bool | None] | None = None
 ) -> bytes:
     """Payload of an error of nbray itself; ``class_name``: of a class of ``nbray.errors``."""
     return _encode(SystemFailure(class_name, text, dict(extra or {})))

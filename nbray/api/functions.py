@@ -167,9 +167,11 @@ class FunctionExport:
     def _size_text(self, size: int, what: str) -> str:
         from nbray.store.culprit import largest_captures
 
-        large = [(name, each) for name, each in largest_captures(self.target) if each >= max(size // 10, 1)][
-            :3
-        ]
+        large = [
+            (name, each)
+            for name, each in largest_captures(getattr(self.target, "__nbray_target__", self.target))
+            if each >= max(size // 10, 1)
+        ][:3]
         parts = ", ".join(f"{name!r} ({_megabytes(each)})" for name, each in large)
         because = f" because of what it captures: {parts}" if parts else ""
         example = large[0][0] if large else "data"

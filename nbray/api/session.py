@@ -16,9 +16,8 @@ from nbray.api.world import WorldWatch
 from nbray.clusters import MIN_STORE, ClusterRecord
 from nbray.engine.local import LocalEngine
 from nbray.errors import NbrayError, NodeDiedError
-from nbray.messages import DRIVER, OBSERVER, PROTOCOL, Hello, NodeToClient, Output, Shutdown, Welcome
+from nbray.messages import DRIVER, OBSERVER, PROTOCOL, Hello, Output
 from nbray.scheduler.resources import CPU, GPU, MEMORY, UNIT, readable, units
-from nbray.transport.frames import FrameReader, encode_frame
 
 STORE_SHARE = 0.3
 """Share of the memory that the object store may take (design section 3)."""
@@ -185,31 +184,15 @@ def connect(record: ClusterRecord, role: str = OBSERVER, session: str = "", labe
         sock.settimeout(HELLO_SECONDS)
         sock.connect(record.paths.node_socket)
         _, fds, _, _ = socket.recv_fds(sock, 1, 1)
-        sock.sendall(encode_frame([Hello(PROTOCOL, role, os.getpid(), session, 0, keep, label, namespace)]))
-        welcome = _welcome(sock)
+        engine = LocalEngine(sock, fds[0], Hello(PROTOCOL, role, os.getpid(), session, 0, keep, label, namespace))
     except OSError as error:
         sock.close()
         raise NodeDiedError(f"the cluster {record.name!r} (pid {record.pid}) does not answer: {error}; its log: {record.paths.log}") from error
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    welcome.details.update(
+    engine.welcome.details.update(
         node_pid=str(record.pid), directory=record.paths.directory, spill=record.paths.spill, log=record.paths.log, session=session,
         store=str(record.store_limit),
     )  # fmt: skip
-    return LocalEngine(sock, fds[0], welcome)
-
-
-def _welcome(sock: socket.socket) -> Welcome:
-    reader: FrameReader[Any] = FrameReader(NodeToClient)
-    while True:
-        data = sock.recv(1 << 16)
-        if not data:
-            raise ConnectionError("it closed the connection")
-        for message in reader.feed(data):
-            if isinstance(message, Welcome):
-                return message
-            if isinstance(message, Shutdown):
-                raise NbrayError(message.reason)
+    return engine
 
 
 def print_output(message: Output) -> None:

@@ -36,10 +36,6 @@ class Engine(ABC):
         """Make a blob (a pickled function, an environment) known to the cluster under its content id."""
 
     @abstractmethod
-    def publish(self, content: bytes, blob: bytes | None, name: str = "") -> None:
-        """Make a blob (a pickled function, an environment) known to the cluster under its content id."""
-
-    @abstractmethod
     def submit(self, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Submit a task of class ``number``; returns at once.
 
@@ -110,7 +106,7 @@ class Engine(ABC):
     # -- control
 
     @abstractmethod
-    def cancel(self, ref: ObjectRef, force: bool, recursive: bool) -> None: ...
+    def cancel(self, ref: ObjectRef[Any] | ObjectRefGenerator[Any], force: bool, recursive: bool) -> None: ...
 
     @abstractmethod
     def query(self, what: str, argument: Any = None) -> Any:

@@ -24,11 +24,12 @@ from nbray.api.machine import ERROR_KIND, LOCATED, PENDING, READY, VALUE, Client
 from nbray.api.refs import ObjectRef, ObjectRefGenerator
 from nbray.config import HEAD_PATIENCE, IDLE_PIN, PENDING_LIMIT
 from nbray.engine.base import Engine
-from nbray.errors import GetTimeoutError, NodeDiedError, NotInitializedError
+from nbray.errors import GetTimeoutError, NbrayError, NodeDiedError, NotInitializedError
 from nbray.failure_codec import decode_error, system_error
 from nbray.ids import FIRST_INDEX, IdSource
 from nbray.messages import (
     STREAMING,
+    WORKER,
     ActorInfo,
     ActorOptions,
     Bye,
@@ -39,6 +40,7 @@ from nbray.messages import (
     Free,
     Function,
     GetActor,
+    Hello,
     KillActor,
     NodeToClient,
     Origin,
@@ -57,7 +59,7 @@ from nbray.messages import (
 )
 from nbray.store import serialization
 from nbray.store.memory import SharedMemory
-from nbray.transport.link import Interrupts, Link
+from nbray.transport.link import Interrupts, Link, greet
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -70,15 +72,23 @@ _engines: weakref.WeakSet[LocalEngine] = weakref.WeakSet()
 class LocalEngine(Engine):
     """A connection to the node of this machine. ``welcome``: what the node said of itself and of this client."""
 
-    def __init__(self, sock: socket.socket, arena: int, welcome: Welcome, *, worker: bool = False, interrupts: Interrupts | None = None) -> None:
-        self.welcome = welcome
+    def __init__(self, sock: socket.socket, arena: int, hello: Hello, interrupts: Interrupts | None = None) -> None:
+        """Says ``hello`` over ``sock`` and waits for the answer; ``arena``: descriptor of the shared memory, owned from now on.
+
+        Raises OSError when the node does not answer, NbrayError when it refuses.
+        """
+        welcome, early, reader = greet(sock, hello, NodeToClient, (Welcome, Shutdown))
+        if isinstance(welcome, Shutdown):
+            raise NbrayError(welcome.reason)
+        self.welcome: Welcome = welcome
+        worker = hello.role == WORKER
         self.worker = worker
         self.memory = SharedMemory.attach(arena, welcome.span)
         self.machine = ClientMachine(welcome.inline_limit)
         self.entries = self.machine.entries
         self.link = Link(
             sock,
-            NodeToClient,
+            reader,
             self.machine.out,
             self._receive,
             self._before_send,
@@ -105,6 +115,7 @@ class LocalEngine(Engine):
         self._armed = False
         self._tidied = 0.0
         self._origin = ""
+        self._receive(early)
         _engines.add(self)
 
     # -- what comes in
@@ -244,14 +255,14 @@ class LocalEngine(Engine):
             if number is not None:
                 return number
             out = self.machine.out
-            self.publish(spec.function, blob, spec.name)
+            self.add_blob(spec.function, blob, spec.name)
             number = len(self._specs)
             self._specs.append(spec)
             out.append(Register(number, spec))
             self._numbers[key] = number
             return number
 
-    def publish(self, content: bytes, blob: bytes | None, name: str = "") -> None:
+    def add_blob(self, content: bytes, blob: bytes | None, name: str = "") -> None:
         """Make a blob (a pickled function, an environment) known to the node under its content id."""
         if blob is not None and content not in self._functions:
             self._functions.add(content)

@@ -161,6 +161,8 @@ class NodeMachine:
         self.values = Values(self)
         self.tasks = Tasks(self)
         self.actors = Actors(self)
+        self.complaints: list[str] = []
+        """What workers without a session have written: for the log."""
         self.drivers = 0
         self.orphans: list[tuple[float, Peer]] = []
         self.unused_since = now
@@ -304,7 +306,8 @@ class NodeMachine:
     def raw_output(self, number: int, stream: str, text: str) -> None:
         """A worker wrote to its file descriptors, which carry no task: it is the one that runs there now."""
         worker = self.pool.workers.get(number)
-        if worker is None or worker.peer is None:
+        if worker is None or worker.peer is None or not worker.peer.session:
+            self.complaints.append(f"worker {number}: {text}")
             return
         task = worker.pending[0] if worker.pending else None
         if task is None:

@@ -292,6 +292,8 @@ class NodeServer:
             return
         if data:
             self.machine.raw_output(number, stream, data.decode(errors="replace"))
+            while self.machine.complaints:
+                log.warning(self.machine.complaints.pop())
         else:
             self.unwatch(fd)
             os.close(fd)

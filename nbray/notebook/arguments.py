@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         flag = word.partition("=")[0]
         if flag.startswith("-"):
             raise BadUsageError(
-                f"{self.prog} has no flag {flag}{did_you_mean(flag, self.flags())}. {self.short_usage()}"
+                f"{self.prog} has no flag {flag}{did_you_mean(flag, self.flags())} {self.short_usage()}"
             )
         raise BadUsageError(f"{self.prog}: {word!r} is one word too many. {self.short_usage()}")
 
@@ -59,7 +59,7 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     if not names:
         return ""
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}"
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}."
 
 
 def split(line: str) -> list[str]:

@@ -13,9 +13,12 @@ from typing import Any
 from nbray import config
 
 
-def session_name(shell: Any) -> str:
-    """What names the notebook: its path (Jupyter's servers, VS Code), else the kernel's id, which a restart keeps; "" outside of a kernel."""
-    named = config.settings().session or shell.user_ns.get("__vsc_ipynb_file__")
+def session_name(shell: Any, given: str = "") -> str:
+    """What names the notebook: its path (from Jupyter's servers or VS Code), else what the user gave, else the kernel's id.
+
+    A restart keeps the kernel's id. "" outside of a kernel.
+    """
+    named = config.settings().session or shell.user_ns.get("__vsc_ipynb_file__") or given
     return str(named) if named else kernel_id(shell)
 
 

@@ -35,13 +35,33 @@ def remote_parser() -> Parser:
     """The command line of ``%%remote``."""
     parser = Parser("%%remote", "Run this cell on the cluster, as if it ran here.")
     add = parser.add_argument
-    add("-o", "--out", nargs="+", action="extend", metavar="NAME", help="bring back these names only (default: all that the cell binds)")
-    add("-i", "--in", dest="also", nargs="+", action="extend", metavar="NAME", help="send these names too (what eval and the like read is not seen)")
+    add(
+        "-o",
+        "--out",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="bring back these names only (default: all that the cell binds)",
+    )
+    add(
+        "-i",
+        "--in",
+        dest="also",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="send these names too (what eval and the like read is not seen)",
+    )
     add("--num-cpus", type=arguments.amount, metavar="N", help="CPUs that the cell takes (1)")
     add("--num-gpus", type=arguments.amount, metavar="N", help="GPUs that the cell takes (0)")
     add("--memory", type=arguments.size, metavar="SIZE", help="memory that the cell takes, for instance 2GB")
     add("--timeout", type=arguments.amount, metavar="S", help="cancel the cell after S seconds")
-    add("--retries", type=arguments.whole, metavar="N", help="run the cell again, up to N times, if it raises or its process dies (0)")
+    add(
+        "--retries",
+        type=arguments.whole,
+        metavar="N",
+        help="run the cell again, up to N times, if it raises or its process dies (0)",
+    )
     add("-q", "--quiet", action="store_true", help="say nothing but what the cell says")
     return parser
 
@@ -51,9 +71,19 @@ def _start_parser() -> Parser:
     add = parser.add_argument
     add("--cpus", type=arguments.amount, metavar="N", help="CPUs (all that this process may use)")
     add("--gpus", type=arguments.amount, metavar="N", help="GPUs")
-    add("--store-memory", type=arguments.size, metavar="SIZE", help="size of the object store, for instance 2GB (30 %% of the memory)")
+    add(
+        "--store-memory",
+        type=arguments.size,
+        metavar="SIZE",
+        help="size of the object store, for instance 2GB (30 %% of the memory)",
+    )
     add("--name", metavar="NAME", help="name of the cluster (default)")
-    add("--seed", type=arguments.whole, metavar="N", help="repeat a run: random generators in tasks are seeded from this")
+    add(
+        "--seed",
+        type=arguments.whole,
+        metavar="N",
+        help="repeat a run: random generators in tasks are seeded from this",
+    )
     add("--session", metavar="NAME", help="name of this notebook, where the front end does not tell it")
     add("--keep", action="store_true", help="keep the cluster when the notebook ends")
     return parser
@@ -83,11 +113,12 @@ def _help(parser: argparse.ArgumentParser) -> str:
 
 
 @magics_class
-class NbrayMagics(Magics):  # type: ignore[misc]  # IPython has no types
+class NbrayMagics(Magics):
     """The magics of ``%load_ext nbray``."""
 
     def __init__(self, shell: Any, cockpit: Cockpit) -> None:
         super().__init__(shell)
+        self._ip = shell
         self.cockpit = cockpit
         self._parser = remote_parser()
         self._runner: RemoteFunction[Any, Any] | None = None
@@ -123,12 +154,14 @@ class NbrayMagics(Magics):  # type: ignore[misc]  # IPython has no types
             runtime = context.require()
         return runtime
 
-    def _prepare(self, cell: str, out: list[str] | None, also: list[str], options: argparse.Namespace) -> tuple[Any, str]:
+    def _prepare(
+        self, cell: str, out: list[str] | None, also: list[str], options: argparse.Namespace
+    ) -> tuple[Any, str]:
         from nbray.notebook import transfer
         from nbray.notebook.capture import is_silenced
         from nbray.notebook.cell import prepare
 
-        shell = self.shell
+        shell = self._ip
         source, filename = self._placed(cell)
         try:
             prepared = prepare(
@@ -146,13 +179,15 @@ class NbrayMagics(Magics):  # type: ignore[misc]  # IPython has no types
             raise _briefly(error) from None
         if prepared.blind and not also and not options.quiet:
             call, line = prepared.blind[0]
-            self._say(f"{call} in line {line} may read names that cannot be seen from here; send them with -i NAME")
+            self._say(
+                f"{call} in line {line} may read names that cannot be seen from here; send them with -i NAME"
+            )
         return prepared.task, self.cockpit.cell.title
 
     def _placed(self, cell: str) -> tuple[str, str]:
         """The cell as plain Python, with as many empty lines before it as there are in the notebook, and its file's name."""
-        compiler, number = self.shell.compile, self.shell.execution_count
-        body = self.shell.transform_cell(cell)
+        compiler, number = self._ip.compile, self._ip.execution_count
+        body = self._ip.transform_cell(cell)
         whole = self.cockpit.cell.source
         at = whole.rfind(cell.rstrip("\n")) if cell.strip() else -1
         if at < 0:
@@ -189,26 +224,30 @@ class NbrayMagics(Magics):  # type: ignore[misc]  # IPython has no types
             raise
         except GetTimeoutError:
             engine.cancel(ref, False, True)
-            raise _briefly(GetTimeoutError(f"the cell was cancelled because it did not end within {options.timeout:g} s (--timeout)")) from None
+            raise _briefly(
+                GetTimeoutError(
+                    f"the cell was cancelled because it did not end within {options.timeout:g} s (--timeout)"
+                )
+            ) from None
         except TaskError as error:
             if isinstance(error.cause, CellError):
                 self._fail(error, error.cause, quiet=options.quiet)
             raise _briefly(error) from None
         except NbrayError as error:
             raise _briefly(error) from None
-        return returned(result, self.shell.user_ns)
+        return returned(result, self._ip.user_ns)
 
     def _fail(self, error: TaskError, failure: CellError, *, quiet: bool) -> NoReturn:
         """Raise what the cell raised, after binding what it had bound until then."""
         from nbray.notebook import render
         from nbray.notebook.cell import returned
 
-        back = returned(failure.result, self.shell.user_ns)
+        back = returned(failure.result, self._ip.user_ns)
         self._bind(back, quiet=quiet)
         where = "This ran on the cluster"
         if not self.cockpit.static:
             where += f" (task {error.task}, worker pid {error.pid}, node {error.node})"
-        style = render.Style(coloured=self.shell.colors.lower() != "nocolor")
+        style = render.Style(coloured=self._ip.colors.lower() != "nocolor")
         lines = render.traceback_lines(failure.report, self._cell_name, where, style)
         raised = back.value if isinstance(back.value, BaseException) else TaskError(*failure.args)
         raised.__traceback__ = None
@@ -216,13 +255,13 @@ class NbrayMagics(Magics):  # type: ignore[misc]  # IPython has no types
         raise raised
 
     def _cell_name(self, filename: str) -> str | None:
-        named = self.shell.compile.format_code_name(filename)
+        named = self._ip.compile.format_code_name(filename)
         return None if named is None else " ".join(named)
 
     def _bind(self, back: Returned, *, quiet: bool) -> None:
-        self.shell.push(back.values)
+        self._ip.push(back.values)
         for name in back.deleted:
-            self.shell.user_ns.pop(name, None)
+            self._ip.user_ns.pop(name, None)
         if not quiet:
             for note in back.notes:
                 self._say(note)
@@ -259,10 +298,12 @@ class NbrayMagics(Magics):  # type: ignore[misc]  # IPython has no types
         if connected is not None:
             here = facts.of_runtime(connected)
             notes = facts.differences(here, options)
-            return cards.start_card(here, notes or ["(%cluster start again changes nothing)"], static=self.cockpit.static)
+            return cards.start_card(
+                here, notes or ["(%cluster start again changes nothing)"], static=self.cockpit.static
+            )
         found = facts.running(options.name or "")
         began = time.perf_counter()
-        runtime = facts.connect(self.shell, options)
+        runtime = facts.connect(self._ip, options)
         seconds = time.perf_counter() - began
         here = replace(facts.of_runtime(runtime), started=None if found else seconds, keep=options.keep)
         notes = facts.differences(here, options) if found else []
@@ -281,7 +322,7 @@ class NbrayMagics(Magics):  # type: ignore[misc]  # IPython has no types
     def _do_stop(self, options: argparse.Namespace) -> None:
         from nbray.notebook import facts
 
-        self._say(facts.stop(self.shell, force=options.force))
+        self._say(facts.stop(self._ip, force=options.force))
 
     def _do_list(self, _options: argparse.Namespace) -> None:
         from nbray.notebook import facts
@@ -289,17 +330,23 @@ class NbrayMagics(Magics):  # type: ignore[misc]  # IPython has no types
         runtime = context.current()
         here = facts.of_runtime(runtime).directory if runtime is not None else ""
         records = facts.clusters()
-        self._show(cards.list_card([known for known, _ in records], [cards.age_of(created) for _, created in records], here))
+        self._show(
+            cards.list_card(
+                [known for known, _ in records], [cards.age_of(created) for _, created in records], here
+            )
+        )
 
     def _do_doctor(self, _options: argparse.Namespace) -> None:
         from nbray import diagnose
         from nbray.notebook import facts
 
-        self._show(cards.Card(diagnose.report(facts.front_end(self.shell)), ""))
+        self._show(cards.Card(diagnose.report(facts.front_end(self._ip)), ""))
 
 
 NbrayMagics.remote.__doc__ = f"Run this cell on the cluster, as if it ran here.\n\n{_help(remote_parser())}"
-NbrayMagics.cluster.__doc__ = "Start, look at and stop clusters.\n\n" + "\n".join(_help(make()) for make in SUBCOMMANDS.values())
+NbrayMagics.cluster.__doc__ = "Start, look at and stop clusters.\n\n" + "\n".join(
+    _help(make()) for make in SUBCOMMANDS.values()
+)
 
 
 @contextlib.contextmanager

@@ -89,6 +89,23 @@ class Interrupts:
             self._pending = True
 
 
+def greet(sock: socket.socket, hello: Any, incoming: Any, answers: tuple[type, ...]) -> tuple[Any, list[Any], FrameReader[Any]]:
+    """Say ``hello``; the node's answer, what came along with it, and the reader that has the bytes after that.
+
+    Raises OSError when the node does not answer.
+    """
+    sock.sendall(encode_frame([hello]))
+    reader: FrameReader[Any] = FrameReader(incoming)
+    while True:
+        data = sock.recv(1 << 16)
+        if not data:
+            raise ConnectionError("it closed the connection")
+        messages = reader.feed(data)
+        for index, message in enumerate(messages):
+            if isinstance(message, answers):
+                return message, messages[index + 1 :], reader
+
+
 class Link:
     """Frames over a blocking Unix socket.
 
@@ -99,7 +116,7 @@ class Link:
     def __init__(
         self,
         sock: socket.socket,
-        incoming: Any,
+        reader: FrameReader[Any],
         out: list[Any],
         receive: Callable[[list[Any]], None],
         before_send: Callable[[], None],
@@ -113,7 +130,7 @@ class Link:
         self.dead = ""
         self.tidy: Callable[[], bool] = lambda: False
         """Called by the background thread after sending; True: call again soon."""
-        self._reader: FrameReader[Any] = FrameReader(incoming)
+        self._reader = reader
         self._receive = receive
         self._before_send = before_send
         self._lost = lost

@@ -29,17 +29,14 @@ from nbray.messages import (
     Function,
     Hello,
     Interrupt,
-    NodeToClient,
     Register,
     Revoke,
     Run,
     Shutdown,
     StreamRoom,
     TaskClass,
-    Welcome,
     World,
 )
-from nbray.transport.frames import FrameReader, encode_frame
 from nbray.transport.link import Interrupts
 from nbray.worker import adoption
 from nbray.worker import world as worlds
@@ -215,19 +212,6 @@ class WorkerLoop:
         self.executor.close()
 
 
-def _greet(sock: socket.socket, number: int) -> Welcome:
-    """Say hello; the node's answer."""
-    sock.sendall(encode_frame([Hello(PROTOCOL, WORKER, os.getpid(), "", number)]))
-    reader: FrameReader[Any] = FrameReader(NodeToClient)
-    while True:
-        data = sock.recv(1 << 16)
-        if not data:
-            raise ConnectionError("the node closed the connection")
-        for message in reader.feed(data):
-            if isinstance(message, Welcome):
-                return message
-
-
 def run_worker(number: int, fds: list[int], told: dict[str, Any], parent: int) -> int:
     """Be worker ``number`` until it ends; the exit status."""
     sock_fd, tokens, interrupt, _life, out, err = fds
@@ -242,8 +226,7 @@ def run_worker(number: int, fds: list[int], told: dict[str, Any], parent: int) -
     platform.raise_out_of_memory_score(OOM_SCORE)
     platform.set_process_title("nbray worker")
     sock = socket.socket(fileno=sock_fd)
-    welcome = _greet(sock, number)
-    engine = LocalEngine(sock, told["arena"], welcome, worker=True, interrupts=interrupts)
+    engine = LocalEngine(sock, told["arena"], Hello(PROTOCOL, WORKER, os.getpid(), "", number), interrupts)
     loop = WorkerLoop(engine, tokens, interrupts)
     streams = [
         TaskStream(name, fd, engine.machine.out.append, engine.link.flush, engine.link.arm) for name, fd in (("stdout", 1), ("stderr", 2))

@@ -1,0 +1,193 @@
+"""The command ``nbray``: start, look at and stop clusters from a terminal. The same things as ``%cluster`` in a notebook."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+    from nbray.notebook.arguments import Parser
+
+USAGE = """\
+usage: nbray COMMAND [FLAGS]
+
+  start    start a cluster on this machine, and leave it running
+  stop     stop a cluster
+  status   what a cluster has, and where its files are
+  list     the clusters of this user
+  doctor   one block of text about this installation, to paste into a bug report
+
+nbray COMMAND --help shows the flags of a command; nbray --version the version.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; the exit status (2: it could not be understood, 1: it failed)."""
+    from nbray.errors import NbrayError
+    from nbray.notebook.arguments import BadUsageError, did_you_mean
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        import importlib.metadata
+
+        print(f"nbray {importlib.metadata.version('nbray')}")
+        return 0
+    name, *rest = words
+    try:
+        if name not in COMMANDS:
+            raise BadUsageError(f"nbray has no command {name!r}{did_you_mean(name, COMMANDS)}")
+        make, run = COMMANDS[name]
+        parser = make()
+        if "-h" in rest or "--help" in rest:
+            print(parser.format_help(), end="")
+            return 0
+        return run(parser.read(rest))
+    except BadUsageError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (NbrayError, OSError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser(name: str, description: str) -> Parser:
+    from nbray.notebook.arguments import Parser
+
+    return Parser(f"nbray {name}", description)
+
+
+def _start_parser() -> Parser:
+    from nbray.notebook import arguments
+
+    parser = _parser("start", "Start a cluster on this machine, and leave it running.")
+    add = parser.add_argument
+    add("--cpus", type=arguments.amount, metavar="N", help="CPUs (all that this process may use)")
+    add("--gpus", type=arguments.amount, metavar="N", help="GPUs")
+    add(
+        "--store-memory",
+        type=arguments.size,
+        metavar="SIZE",
+        help="size of the object store, for instance 2GB (30 %% of the memory)",
+    )
+    add("--name", metavar="NAME", help="name of the cluster (default)")
+    add(
+        "--seed",
+        type=arguments.whole,
+        metavar="N",
+        help="repeat a run: random generators in tasks are seeded from this",
+    )
+    return parser
+
+
+def _stop_parser() -> Parser:
+    parser = _parser("stop", "Stop a cluster.")
+    parser.add_argument("name", nargs="?", default="", metavar="NAME", help="name of the cluster (default)")
+    parser.add_argument("--all", action="store_true", help="stop every cluster of this user")
+    parser.add_argument("--force", action="store_true", help="even if notebooks use it")
+    return parser
+
+
+def _status_parser() -> Parser:
+    parser = _parser("status", "What a cluster has, and where its files are.")
+    parser.add_argument("name", nargs="?", default="", metavar="NAME", help="name of the cluster (default)")
+    return parser
+
+
+def _start(options: argparse.Namespace) -> int:
+    from nbray.api import session
+    from nbray.notebook import cards, facts
+
+    found = facts.running(options.name or "")
+    session.init(
+        num_cpus=options.cpus,
+        num_gpus=options.gpus,
+        object_store_memory=options.store_memory,
+        name=options.name,
+        seed=options.seed,
+        keep=True,
+    )
+    from nbray.api import context
+
+    here = facts.of_runtime(context.require())
+    session.shutdown(stop=False)
+    print(f"Cluster {here.name!r} {'was running already' if found else 'is running'}: {cards.power(here)}")
+    for what, path, _ in facts.paths(here):
+        print(f"  {what:<7}  {path}")
+    for note in facts.differences(here, options) if found else []:
+        print(note)
+    print("Notebooks and scripts of this Python environment join it. Stop it: nbray stop")
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from nbray import clusters
+    from nbray.api import session
+
+    if options.all:
+        records = clusters.list_clusters()
+    else:
+        record = clusters.find_cluster(options.name)
+        records = [record] if record is not None else []
+    if not records:
+        name = f" {options.name!r}" if options.name else ""
+        print(f"No cluster{name} is running.")
+        return 1 if options.name else 0
+    for record in records:
+        if options.force:
+            clusters.stop_cluster(record)
+        else:
+            session.init(name=record.name)
+            session.shutdown(stop=True)
+        print(f"Cluster {record.name!r} is stopped.")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from nbray import clusters
+    from nbray.notebook import cards, facts
+
+    record = clusters.find_cluster(options.name)
+    if record is None:
+        print("No cluster is running." if not options.name else f"No cluster {options.name!r} is running.")
+        return 1
+    here = facts.of_record(record)
+    print(f"Cluster {here.name!r}: {cards.power(here)}, pid {record.pid}")
+    for what, path, size in facts.paths(here):
+        print(f"  {what:<7}  {path} ({size} bytes)")
+    return 0
+
+
+def _list(_options: argparse.Namespace) -> int:
+    from nbray.notebook import cards, facts
+
+    records = facts.clusters()
+    print(
+        cards.list_card([known for known, _ in records], [cards.age_of(made) for _, made in records], "").text
+    )
+    return 0
+
+
+def _doctor(_options: argparse.Namespace) -> int:
+    from nbray import diagnose
+
+    print(diagnose.report())
+    return 0
+
+
+COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], int]]] = {
+    "start": (_start_parser, _start),
+    "stop": (_stop_parser, _stop),
+    "status": (_status_parser, _status),
+    "list": (lambda: _parser("list", "The clusters of this user on this machine."), _list),
+    "doctor": (lambda: _parser("doctor", "One block of text about this installation."), _doctor),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

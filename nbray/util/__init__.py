@@ -1,0 +1,5 @@
+"""What is built on the API: `ActorPool`."""
+
+from nbray.util.actor_pool import ActorPool
+
+__all__ = ["ActorPool"]
