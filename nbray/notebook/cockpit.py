@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbray import config
-from nbray.api import context
+from nbray.api import context, session
 from nbray.notebook import lifecycle
 from nbray.notebook.output import Router
 
@@ -62,8 +62,9 @@ class Cockpit:
         runtime = context.current()
         if runtime is not None and runtime is self._attached:
             engine: Any = runtime.engine
-            engine.on_output = None
-            runtime.on_exit_decision = None
+            if engine.on_output is not None:
+                engine.on_output = session.print_output
+            session.decide_exit(lambda: None)
         self._attached = None
 
     def before_cell(self, info: Any) -> None:
@@ -85,9 +86,10 @@ class Cockpit:
     def attach(self, runtime: context.Runtime) -> None:
         """This process has joined a cluster: its output comes here, its tasks belong to the cell that runs."""
         engine: Any = runtime.engine
-        engine.on_output = self._on_output
+        if engine.on_output is not None:  # else nbray.init(log_to_driver=False)
+            engine.on_output = self._on_output
         engine.set_origin(self.cell.label)
-        runtime.on_exit_decision = functools.partial(lifecycle.keep_at_exit, self.shell)
+        session.decide_exit(functools.partial(lifecycle.stop_at_exit, self.shell))
         self._attached = runtime
 
     def _on_output(self, message: Any) -> None:

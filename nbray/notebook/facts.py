@@ -57,10 +57,12 @@ def connect(shell: Any, options: argparse.Namespace) -> context.Runtime:
     """Start a cluster, or join the one that runs, as this notebook's session."""
     from nbray.api.session import init
 
+    # A cluster that runs has the size it has: the card says where that is not what was asked for.
+    found = running(options.name or "")
     init(
-        num_cpus=options.cpus,
-        num_gpus=options.gpus,
-        object_store_memory=options.store_memory,
+        num_cpus=None if found else options.cpus,
+        num_gpus=None if found else options.gpus,
+        object_store_memory=None if found else options.store_memory,
         name=options.name,
         seed=options.seed,
         session=lifecycle.session_name(shell, options.session or ""),

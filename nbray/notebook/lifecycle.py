@@ -46,7 +46,11 @@ def ended_for_restart(shell: Any) -> bool | None:
     return bool(message["content"].get("restart"))
 
 
-def keep_at_exit(shell: Any) -> bool:
-    """Whether the cluster outlives this process. ``exit()`` in a notebook makes the server start the kernel again, so it counts as a restart."""
+def stop_at_exit(shell: Any) -> bool | None:
+    """At exit: whether the cluster ends with this process; None for the usual rule (it does, unless it was started with ``keep``).
+
+    A restart keeps it. So does ``exit()`` in a notebook, after which the server starts the kernel again.
+    """
     restart = ended_for_restart(shell)
-    return may_come_back(shell) if restart is None else restart
+    comes_back = may_come_back(shell) if restart is None else restart
+    return False if comes_back else None

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from nbray.notebook.cell import Returned
     from nbray.notebook.runner import CellError
 
-STORED_INPUTS = 256 * 1024
-"""Bytes of captured values from which on they go through the store, where the worker maps private pages of them instead of copying."""
-
 FUTURE_FLAGS = 0xFFF0000
 """Compiler flags of ``from __future__`` statements of earlier cells; IPython keeps others beside them."""
 
@@ -134,14 +131,11 @@ class NbrayMagics(Magics):
             out, also = arguments.names(options.out), arguments.names(options.also)
         runtime = self._connected(options)
         task, name = self._prepare(cell, out, also or [], options)
-        engine: Any = runtime.engine
-        if task.inputs.size > STORED_INPUTS:
-            task = replace(task, inputs=[engine.put(task.inputs)])
         run = self._remote_function(options, name)
         self.cockpit.router.own(self.cockpit.cell.label, name)
         # What this cell has printed before %%remote must not come after what it prints there.
         sys.stdout.flush()
-        back = self._wait(engine, run.remote(task), options)
+        back = self._wait(runtime.engine, run.remote(task), options)
         self._bind(back, quiet=options.quiet)
         return back.value
 
@@ -282,7 +276,7 @@ class NbrayMagics(Magics):
             options = SUBCOMMANDS[name]().read(words[1:])
         try:
             getattr(self, f"_do_{name}")(options)
-        except NbrayError as error:
+        except (NbrayError, RuntimeError, ValueError) as error:
             raise _briefly(error) from None
 
     def _show(self, card: cards.Card) -> None:
@@ -363,7 +357,7 @@ def _render(error: BaseException, lines: list[str]) -> None:
         error._render_traceback_ = lambda: lines  # type: ignore[attr-defined]
 
 
-def _briefly(error: NbrayError) -> NbrayError:
+def _briefly(error: Exception) -> Exception:
     """An error of nbray's own: its class and its text say all, frames of the magic would hide them."""
     name = "TaskError" if isinstance(error, TaskError) else type(error).__name__
     _render(error, f"{name}: {error}".splitlines())

@@ -6,11 +6,14 @@ sent with a saved parent arrives in its cell on all of them, from any thread (no
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
+
+from nbray.notebook.shell import DISPLAY
 
 CELLS_KEPT = 1000
 """Cells whose output can still be placed; later output of older ones goes to the newest cell."""
@@ -55,10 +58,13 @@ class Router:
         self._own[cell] = task_name
 
     def write(self, cell: str, stream: str, text: str, task_name: str, pid: int, task: bytes) -> None:
-        """Output of a task, as the engine hands it over. ``stream``: "stdout", "stderr" or "log"."""
+        """Output of a task, as the engine hands it over. ``stream``: "stdout", "stderr", "log", or "display" (a bundle as JSON)."""
         if not text:
             return
         with self._lock:
+            if stream == DISPLAY:
+                self.display(cell if cell in self._parents else self.latest, json.loads(text))
+                return
             channel = "stdout" if stream == "stdout" else "stderr"
             if cell not in self._parents:
                 cell = self.latest

@@ -38,15 +38,14 @@ class CellTask:
     """A cell and what it needs.
 
     ``source``: plain Python, with as many empty lines before it as lines stand before it in the notebook's cell; ``filename``: what the
-    notebook's tracebacks call the cell; ``flags``: compiler flags (``from __future__``). ``inputs``: captured values, or where there are
-    many bytes of them a list with the ref of them. ``placeholders``: names that exist but whose values the cell does not read.
+    notebook's tracebacks call the cell; ``flags``: compiler flags (``from __future__``). ``inputs``: captured values. ``placeholders``: names that exist but whose values the cell does not read.
     ``binds``: names that it may bind; ``out``: names that are wanted, None for all. ``display``: whether the last value is.
     """
 
     source: str
     filename: str
     flags: int
-    inputs: Any
+    inputs: Parcel
     placeholders: tuple[str, ...]
     binds: tuple[str, ...]
     out: tuple[str, ...] | None
@@ -101,25 +100,19 @@ class CellError(Exception):
 
 
 def run_cell(task: CellTask) -> CellResult:
-    """Run a cell. Raises CellError for what its code raises; KeyboardInterrupt when the cell is cancelled."""
-    from nbray.api import context
-
-    inputs = task.inputs
-    if not isinstance(inputs, Parcel):
-        # Private pages of the store: the cell may write into its inputs, and a page is copied only then.
-        inputs = context.require().engine.get(inputs, None, writable=True)[0]
-    return execute(task, inputs, transfer.carried_types())
+    """Run a cell, its inputs in private memory. Raises CellError for what its code raises; KeyboardInterrupt when the cell is cancelled."""
+    return execute(task, transfer.carried_types())
 
 
-def execute(task: CellTask, inputs: Parcel, carried: tuple[type, ...] = ()) -> CellResult:
-    """As `run_cell`, with the inputs at hand; needs no cluster."""
+def execute(task: CellTask, carried: tuple[type, ...] = ()) -> CellResult:
+    """As `run_cell`; needs no cluster."""
     module = types.ModuleType("__main__")
     namespace = module.__dict__
     threads = threading.active_count()
     failure: CellError | None = None
     with _as_main(module):
         namespace.update(dict.fromkeys(task.placeholders))
-        namespace.update(transfer.unpack(inputs, namespace, refresh_classes=True))
+        namespace.update(transfer.unpack(task.inputs, namespace, refresh_classes=True))
         before = dict(namespace)
         try:
             _run(task, namespace)

@@ -26,7 +26,7 @@ while True:
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         try:
-            answer = execute(task, task.inputs)
+            answer = execute(task)
         except BaseException as error:
             answer = error
     pickle.dump((answer, output.getvalue()), replies, protocol=5)
