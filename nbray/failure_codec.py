@@ -26,7 +26,8 @@ class UserFailure(msgspec.Struct, array_like=True, tag="u", gc=False):
     """An exception of the user's code.
 
     ``cause``: how to make the exception again (``nbray.api.failures``), empty if that is impossible; ``why``: then the reason. ``name``: its
-    class's name; ``text``: its str; ``traceback``: the user's frames. ``task``, ``node``, ``pid``, ``attempt``: where it ran.
+    class's name; ``text``: its str; ``traceback``: the user's frames. ``task``, ``node``, ``pid``, ``attempt``: where it ran. ``actor``: the
+    name of the actor class whose constructor it ended, else empty.
     """
 
     cause: bytes
@@ -38,6 +39,7 @@ class UserFailure(msgspec.Struct, array_like=True, tag="u", gc=False):
     node: str
     pid: int
     attempt: int = 0
+    actor: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -79,7 +79,7 @@ class _Method:
         spec = TaskClass(
             kind=ACTOR_CALL,
             function=self.table.function_id,
-            name=self.name,
+            name=f"{self.table.class_name}.{self.name}",
             resources={},
             num_returns=entry.num_returns,
             max_retries=entry.max_task_retries,
@@ -228,7 +228,8 @@ def _entries(kind: type, given: Mapping[str, Any]) -> dict[str, _Entry]:
             num_returns=options.returns(own, generator, what),
             group=_known_group(group, groups, what) if group else "",
             max_task_retries=own.get("max_task_retries", given.get("max_task_retries", 0)),
-            retry_exceptions=bool(own.get("retry_exceptions", False)),
+            # A list stays with the method (`retry_exceptions_of`): its classes may be the user's.
+            retry_exceptions=own.get("retry_exceptions") is True,
             is_async=inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code),
             is_generator=generator,
             backpressure=own.get("_generator_backpressure_num_objects", 0),
@@ -237,12 +238,10 @@ def _entries(kind: type, given: Mapping[str, Any]) -> dict[str, _Entry]:
     return entries
 
 
-def retry_exceptions_of(bound_method: Any) -> bool | tuple[type[BaseException], ...]:
-    """In the worker: the option ``retry_exceptions`` that a method was decorated with."""
-    allowed: bool | tuple[type[BaseException], ...] = getattr(bound_method, _METHOD_OPTIONS, {}).get(
-        "retry_exceptions", False
-    )
-    return allowed
+def retry_exceptions_of(method: Any) -> tuple[type[BaseException], ...] | None:
+    """In the worker: the list of exceptions that a method was decorated with as ``retry_exceptions``."""
+    given = getattr(method, _METHOD_OPTIONS, {}).get("retry_exceptions")
+    return given if isinstance(given, tuple) else None
 
 
 # -- handles
@@ -457,7 +456,7 @@ class ActorClass(Generic[T]):
         actor, info = engine.create_actor(number, actor_options, args, kwargs)
         if info is not None and info.actor != actor:
             return ActorHandle.weak(engine, info)
-        hold = None if actor_options.detached else engine.hold_actor(actor)
+        hold = None if actor_options.detached else engine.actor_ref(actor)
         return ActorHandle(
             engine,
             actor,

@@ -16,7 +16,7 @@ from typing import Any
 
 import nbray
 from nbray import failure_codec
-from nbray.errors import TaskError
+from nbray.errors import ActorDiedError, TaskError
 from nbray.failure_codec import UserFailure
 
 CAUSE_LIMIT = 8 * 1024 * 1024
@@ -69,17 +69,25 @@ class RevivedError(TaskError):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
-RevivedError.__name__ = RevivedError.__qualname__ = "TaskError"
-RevivedError.__module__ = "nbray.exceptions"
+class RevivedActorError(RevivedError, ActorDiedError):
+    """What the calls of an actor raise whose constructor raised."""
+
+
+for _class, _name in ((RevivedError, "TaskError"), (RevivedActorError, "ActorDiedError")):
+    _class.__name__ = _class.__qualname__ = _name
+    _class.__module__ = "nbray.exceptions"
 
 
 # -- in the worker
 
 
-def describe_failure(error: BaseException, *, task: str, node: str, pid: int, attempt: int = 0) -> bytes:
+def describe_failure(
+    error: BaseException, *, task: str, node: str, pid: int, attempt: int = 0, actor: str = ""
+) -> bytes:
     """Payload for an exception that the user's code raised. Never raises: what cannot be pickled travels as text.
 
-    ``task``: its name; ``node``, ``pid``, ``attempt``: where it ran, for the message.
+    ``task``: its name; ``node``, ``pid``, ``attempt``: where it ran, for the message. ``actor``: name of the actor class whose constructor
+    this was; its calls then raise an ActorDiedError that is an instance of the user's class too.
     """
     cause, why = _freeze(error)
     return failure_codec.encode_user_failure(
@@ -93,6 +101,7 @@ def describe_failure(error: BaseException, *, task: str, node: str, pid: int, at
             node=node,
             pid=pid,
             attempt=attempt,
+            actor=actor,
         )
     )
 
@@ -233,7 +242,7 @@ def revive(failure: UserFailure, payload: bytes) -> Exception:
     if isinstance(cause, TaskError) and cause.cause is not None:
         # The task failed because of another one: what the user's code raised in the first place is what callers look for.
         cause = cause.cause
-    error = _instance(cause)
+    error = _instance(cause, RevivedActorError if failure.actor else RevivedError)
     error.cause = cause
     error.remote_traceback = failure.traceback
     error.task = failure.task
@@ -247,7 +256,8 @@ def revive(failure: UserFailure, payload: bytes) -> Exception:
 
 def _message(failure: UserFailure, why: str) -> str:
     repeated = f", attempt {failure.attempt + 1}" if failure.attempt else ""
-    text = f"task {failure.task} (pid {failure.pid}, node {failure.node}{repeated})\n{failure.traceback}"
+    what = f"the constructor of actor {failure.actor} raised" if failure.actor else f"task {failure.task}"
+    text = f"{what} (pid {failure.pid}, node {failure.node}{repeated})\n{failure.traceback}"
     return f"{text}\n(The {failure.name} itself could not be brought here: {why})" if why else text
 
 
@@ -276,8 +286,8 @@ def _make(kind: type[Any], args: tuple[Any, ...], attributes: dict[str, Any], me
     return error
 
 
-def _instance(cause: BaseException | None) -> RevivedError:
-    kind = None if cause is None else dual_class(type(cause))
+def _instance(cause: BaseException | None, plain: type[RevivedError]) -> RevivedError:
+    kind = None if cause is None else dual_class(type(cause), plain)
     if cause is not None and kind is not None:
         try:
             error = _make(kind, *_parts(cause))
@@ -286,18 +296,20 @@ def _instance(cause: BaseException | None) -> RevivedError:
         else:
             assert isinstance(error, RevivedError)
             return error
-    error = RevivedError()
+    error = plain()
     if cause is not None:
         error.args = cause.args
     return error
 
 
-_dual_classes: dict[type[BaseException], type[RevivedError] | None] = {}
+_dual_classes: dict[tuple[type[BaseException], type[RevivedError]], type[RevivedError] | None] = {}
 _DUAL_CLASSES_LIMIT = 1000
 
 
-def dual_class(kind: type[BaseException]) -> type[RevivedError] | None:
-    """The class ``TaskError(ValueError)`` for ValueError; None where there can or should be none.
+def dual_class(
+    kind: type[BaseException], plain: type[RevivedError] = RevivedError
+) -> type[RevivedError] | None:
+    """The class ``TaskError(ValueError)`` for ValueError, derived from ``plain`` and it; None where there can or should be none.
 
     There is none for what is not an Exception (SystemExit, KeyboardInterrupt) or ends iterations (StopIteration): raised in the caller they
     would do there what the task wanted to do to itself. Nor for classes that cannot be subclassed.
@@ -305,10 +317,10 @@ def dual_class(kind: type[BaseException]) -> type[RevivedError] | None:
     if not issubclass(kind, Exception) or issubclass(kind, StopIteration | StopAsyncIteration | RevivedError):
         return None
     try:
-        return _dual_classes[kind]
+        return _dual_classes[kind, plain]
     except KeyError:
         pass
-    name = f"TaskError({kind.__name__})"
+    name = f"{plain.__name__}({kind.__name__})"
     body = {
         "__module__": "nbray.exceptions",
         "__qualname__": name,
@@ -316,10 +328,10 @@ def dual_class(kind: type[BaseException]) -> type[RevivedError] | None:
     }
     dual: type[RevivedError] | None
     try:
-        dual = types.new_class(name, (RevivedError, kind), exec_body=lambda namespace: namespace.update(body))
+        dual = types.new_class(name, (plain, kind), exec_body=lambda namespace: namespace.update(body))
     except Exception:  # noqa: BLE001  (final classes, layouts that cannot be combined, __init_subclass__ that raises)
         dual = None
     if len(_dual_classes) >= _DUAL_CLASSES_LIMIT:
         _dual_classes.clear()
-    _dual_classes[kind] = dual
+    _dual_classes[kind, plain] = dual
     return dual

@@ -40,7 +40,7 @@ LIMIT_BYTES = 512 * 2**20
 
 SOURCE_LIMIT = 256 * 1024
 
-RetryExceptions = bool | tuple[type[BaseException], ...] | None
+RetryExceptions = tuple[type[BaseException], ...] | None
 
 _IMMUTABLE: frozenset[type] = frozenset({
     bool, bytes, complex, float, int, range, slice, str, type(None), type(Ellipsis), type(NotImplemented), re.Pattern,

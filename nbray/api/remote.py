@@ -50,8 +50,7 @@ class RemoteFunction(Generic[P, R]):
         self._options = given
         self._name = str(given.get("name") or getattr(function, "__name__", type(function).__name__))
         returns = options.returns(given, _is_generator(function), self._title)
-        self._export = export or FunctionExport(function, self._title, given.get("retry_exceptions"))
-        retries = given.get("retry_exceptions", False)
+        self._export = export or FunctionExport(function, self._title, _allow_list(given))
         gpus = given.get("num_gpus", 0)
         self._environment = given.get("runtime_env")
         self._spec = TaskClass(
@@ -61,7 +60,7 @@ class RemoteFunction(Generic[P, R]):
             resources=options.resource_units(given, default_cpus=1),
             num_returns=returns,
             max_retries=given.get("max_retries", options.TASK_RETRIES),
-            retry_exceptions=bool(retries),
+            retry_exceptions=given.get("retry_exceptions") is True,
             # A process that has used a GPU keeps its memory: it ends with the task.
             max_calls=given.get("max_calls", 1 if gpus else 0),
             priority=given.get("priority", 0),
@@ -149,6 +148,12 @@ class RemoteFunction(Generic[P, R]):
 
     def __setstate__(self, state: tuple[Callable[..., Any], dict[str, Any]]) -> None:
         self._set_up(*state, None)
+
+
+def _allow_list(given: Mapping[str, Any]) -> tuple[type[BaseException], ...] | None:
+    """A list of ``retry_exceptions`` travels with the function, for its classes may be the user's."""
+    allowed = given.get("retry_exceptions")
+    return allowed if isinstance(allowed, tuple) else None
 
 
 def _empty() -> RemoteFunction[Any, Any]:
