@@ -456,7 +456,7 @@ class ActorClass(Generic[T]):
         actor, info = engine.create_actor(number, actor_options, args, kwargs)
         if info is not None and info.actor != actor:
             return ActorHandle.weak(engine, info)
-        hold = None if actor_options.detached else engine.actor_ref(actor)
+        hold = None if actor_options.detached else engine.hold_actor(actor)
         return ActorHandle(
             engine,
             actor,
