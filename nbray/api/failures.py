@@ -41,6 +41,7 @@ _HEAP_TYPE = 1 << 9
 
 _KEPT_BY_PYTHON = frozenset({
     "__cause__",
+    "__class__",
     "__context__",
     "__dict__",
     "__suppress_context__",
