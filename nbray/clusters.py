@@ -350,11 +350,12 @@ class _starting:
     """Holds the lock under which clusters are started, so that two notebooks do not start the same one at once."""
 
     def __init__(self, root: str) -> None:
-        self._path = os.path.join(root, "start.lock")
+        self._root = root
         self._fd = -1
 
     def __enter__(self) -> None:
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # The directory itself is locked: a lock file would have to stay behind for ever.
+        self._fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
