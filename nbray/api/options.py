@@ -228,7 +228,7 @@ def environment(name: str, value: Any) -> Environment | None:
         )
     for key in value:
         if key not in RUNTIME_ENV_KEYS:
-            raise ValueError(f"{name}: unknown key {key!r}; {_nearest(key, RUNTIME_ENV_KEYS)}")
+            raise ValueError(f"{name}: there is no key {key!r}. {_nearest(key, RUNTIME_ENV_KEYS)}")
     variables = value.get("env_vars") or {}
     if not isinstance(variables, Mapping):
         raise TypeError(
@@ -305,7 +305,6 @@ METHOD: dict[str, Check] = {
 }
 
 _DECORATOR_ONLY = {
-    "max_calls": "a worker that has run other functions could not keep the promise",
     "concurrency_groups": "the class's methods name the groups",
 }
 
@@ -328,7 +327,7 @@ _OF_RAY = frozenset({
 def _nearest(given: object, valid: Mapping[str, Any] | tuple[str, ...]) -> str:
     close = difflib.get_close_matches(str(given), list(valid), n=1, cutoff=0.6)
     names = ", ".join(name for name in valid if not name.startswith("_"))
-    return (f"did you mean {close[0]!r}? " if close else "") + f"Valid ones: {names}"
+    return (f"Did you mean {close[0]!r}? " if close else "") + f"Valid ones: {names}"
 
 
 def check(
@@ -352,9 +351,7 @@ def check(
                 if name in other
             ]
             hint = f" It is an option of {' and '.join(elsewhere)}." if elsewhere else ""
-            raise ValueError(
-                f"{what}: there is no option {name!r}.{hint} {_nearest(name, table)[:1].upper()}{_nearest(name, table)[1:]}"
-            )
+            raise ValueError(f"{what}: there is no option {name!r}.{hint} {_nearest(name, table)}")
         if not decorator and name in _DECORATOR_ONLY:
             raise ValueError(
                 f"{what}: {name} can be given to the decorator only, @nbray.remote({name}=...), because {_DECORATOR_ONLY[name]}"

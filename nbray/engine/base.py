@@ -59,7 +59,7 @@ class Engine(ABC):
         """Call a method; same results as `submit`. Calls of one process to one actor run in the order of submission."""
 
     @abstractmethod
-    def actor_ref(self, actor: bytes) -> ObjectRef[Any]:
+    def hold_actor(self, actor: bytes) -> ObjectRef[Any]:
         """The reference by which a handle keeps its actor alive: to the return value of the actor's creation."""
 
     @abstractmethod

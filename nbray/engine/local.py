@@ -355,7 +355,7 @@ class LocalEngine(Engine):
             self.entries[actor + FIRST_INDEX] = created
         return actor, info
 
-    def actor_ref(self, actor: bytes) -> ObjectRef[Any]:
+    def hold_actor(self, actor: bytes) -> ObjectRef[Any]:
         return self.ref(actor + FIRST_INDEX)
 
     def kill_actor(self, actor: bytes, no_restart: bool) -> None:
