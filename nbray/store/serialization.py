@@ -55,6 +55,7 @@ _SHALLOW = 16
 _PICKLED = (PICKLE, ERROR)
 _HEAD = Struct("<II")
 _PADDING = bytes(ALIGNMENT)
+_SMALL_ARRAY = b"small_array"
 _dumps, _loads = pickle.dumps, pickle.loads
 
 
@@ -198,7 +199,7 @@ def deserialize(
     memoryview must not be passed with it. Raises what the user's classes raise while they are made again.
     """
     if kind in _PICKLED:
-        if refs is None and not writable and type(data) is bytes:
+        if refs is None and type(data) is bytes and (not writable or _SMALL_ARRAY not in data):
             return _loads(data)
         return _load(data, None, refs, _is_writable(data) if writable is None else writable)
     if kind == BYTES:
@@ -472,6 +473,8 @@ def _define_writer(file: BytesIO, protocol: int, buffers: _Buffers) -> Any:
                 return _reduce_array(value)
             if kind is _Whole:
                 return type(value.value), (pickle.PickleBuffer(value.value),)
+            if kind.__module__ == "pyarrow.lib":
+                return _reduce_arrow(value)
             return NotImplemented
 
     known = -1
@@ -533,6 +536,46 @@ def _serialize_arrow(value: Any) -> Serialized | None:
         return None
     kind = ARROW if isinstance(value, pa.Table) else ARROW_BATCH
     return Serialized(kind, b"", sink.size(), table=value)
+
+
+def read_slice(form: str, data: Any) -> Any:
+    """An Arrow value that was a part of a larger one."""
+    import pyarrow as pa
+
+    table = pa.ipc.open_stream(pa.py_buffer(data)).read_all()
+    if form == "Table":
+        return table
+    if form == "RecordBatch":
+        return table.to_batches()[0]
+    return table.column(0) if form == "ChunkedArray" else table.column(0).chunk(0)
+
+
+def _reduce_arrow(value: Any) -> Any:
+    """Pyarrow pickles the whole of what a slice is a part of: a thousand slices of a table would be a thousand tables."""
+    import pyarrow as pa
+
+    if not isinstance(value, pa.Table | pa.RecordBatch | pa.ChunkedArray | pa.Array):
+        return NotImplemented
+    size = value.nbytes
+    if not size or value.get_total_buffer_size() < 2 * size + LARGE_BYTES:
+        return NotImplemented
+    form = next(
+        kind.__name__
+        for kind in (pa.Table, pa.RecordBatch, pa.ChunkedArray, pa.Array)
+        if isinstance(value, kind)
+    )
+    if form == "ChunkedArray":
+        value = pa.table({"": value})
+    elif form == "Array":
+        value = pa.record_batch({"": value})
+    if any(_has_extension(field.type) for field in value.schema):
+        return NotImplemented
+    sink = pa.BufferOutputStream()
+    try:
+        _write_arrow(sink, value)
+    except pa.ArrowNotImplementedError:
+        return NotImplemented
+    return read_slice, (form, pickle.PickleBuffer(sink.getvalue()))
 
 
 def _has_extension(kind: Any) -> bool:

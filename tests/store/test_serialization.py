@@ -463,6 +463,36 @@ def test_arrow_arrays_are_views(memory: SharedMemory) -> None:
     assert back.equals(array)
 
 
+def test_slices_inside_of_values_leave_the_rest_behind() -> None:
+    table = pa.table({"a": np.arange(100_000), "s": ["text"] * 100_000})
+    chunked = pa.chunked_array([np.arange(50_000), np.arange(50_000)])
+    slices = [
+        table.slice(100, 1000),
+        table.to_batches()[0].slice(5, 7),
+        chunked.slice(49_990, 20),
+        pa.array(np.arange(100_000)).slice(3, 4),
+        pa.array(["a", None, "b"] * 50_000).slice(1, 2),
+        table.slice(5, 0),
+    ]
+    serialized = serialize(slices[:5])
+    assert serialized.size < 50_000
+    back = deserialize(serialized.kind, serialized.flat())
+    for one, other in zip(back, slices, strict=False):
+        assert type(one) is type(other)
+        assert one.equals(other)
+        one.validate(full=True)
+    whole = serialize([table, chunked])
+    assert whole.size > 2_000_000
+    back = deserialize(whole.kind, whole.flat())
+    assert back[0].equals(table)
+    assert back[1].equals(chunked)
+    extension = pa.ExtensionArray.from_storage(Kilometres(), pa.array(np.arange(50_000.0))).slice(1, 2)
+    kept = serialize([extension, slices[5]])
+    back = deserialize(kept.kind, kept.flat())
+    assert back[0].equals(extension)
+    assert back[1].equals(slices[5])
+
+
 def test_bytes_are_stored_raw() -> None:
     value = bytes(range(256)) * 1000
     serialized = serialize(value)
