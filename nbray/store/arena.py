@@ -30,14 +30,18 @@ _SPAN_FACTOR = 8
 
 
 class Block:
-    """Bytes ``offset .. offset + size`` of the arena; ``size`` is what was asked for, rounded up; ``client``: who asked."""
+    """Bytes ``offset .. offset + size`` of the arena; ``size`` is what was asked for, rounded up; ``client``: who asked.
 
-    __slots__ = ("client", "offset", "size")
+    ``warm``: whether the same client was the last to use these pages, and so has them in its page table.
+    """
 
-    def __init__(self, offset: int, size: int, client: int) -> None:
+    __slots__ = ("client", "offset", "size", "warm")
+
+    def __init__(self, offset: int, size: int, client: int, warm: bool) -> None:
         self.offset = offset
         self.size = size
         self.client = client
+        self.warm = warm
 
     def __repr__(self) -> str:
         return f"Block({self.offset}, {self.size}, client={self.client})"
@@ -150,10 +154,18 @@ class Arena:
             raise ValueError(
                 f"a block of {size} bytes can never fit into an arena limited to {self._limit} bytes"
             )
-        offset = self._take(rounded, client) if rounded >= PAGE else self._take_piece(rounded, client)
-        if offset is None:
-            return None
-        block = self._blocks[offset] = Block(offset, rounded, client)
+        if rounded < PAGE:
+            offset = self._take_piece(rounded, client)
+            if offset is None:
+                return None
+            warm = True
+        else:
+            run = self._take(rounded, client)
+            if run is None:
+                return None
+            offset = run.start
+            warm = run.client == client
+        block = self._blocks[offset] = Block(offset, rounded, client, warm)
         return block
 
     def free(self, block: Block) -> None:
@@ -234,10 +246,10 @@ class Arena:
     def _take_piece(self, size: int, client: int) -> int | None:
         pages = self._cut.setdefault(size, OrderedDict())
         if not pages:
-            page = self._take(PAGE, client)
-            if page is None:
+            run = self._take(PAGE, client)
+            if run is None:
                 return None
-            pages[page] = list(range(page + PAGE - size, page - 1, -size))
+            pages[run.start] = list(range(run.start + PAGE - size, run.start - 1, -size))
         page = next(reversed(pages))
         pieces = pages[page]
         offset = pieces.pop()
@@ -247,7 +259,8 @@ class Arena:
 
     # -- pages
 
-    def _take(self, length: int, client: int) -> int | None:
+    def _take(self, length: int, client: int) -> _Run | None:
+        """Pages for a block: the run they are cut from the start of, which is no longer free."""
         own = self._own_by_size.get(client)
         run = (own.best(length) if own is not None else None) or self._warm_by_size.best(length)
         if run is None:
@@ -267,7 +280,7 @@ class Arena:
         if run.length > length:
             self._add(_Run(run.start + length, run.length - length, run.client))
         self._used += length
-        return run.start
+        return run
 
     def _give_back(self, start: int, length: int, client: int) -> None:
         self._used -= length

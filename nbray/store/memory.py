@@ -106,17 +106,21 @@ class SharedMemory:
 
         Small ones are copied, which is cheaper than to map them; they release before this returns.
         """
-        if size <= _COPIED_AT_ONCE:
-            copy = bytearray(self._readonly[offset : offset + size])
-            release()
-            return memoryview(copy)
-        return memoryview(_new_private(self.fd, offset, size, release))
+        if size > _COPIED_AT_ONCE:
+            try:
+                return memoryview(_new_private(self.fd, offset, size, release))
+            except OSError:
+                pass  # as many mappings as a process may have (65530 by default)
+        copy = bytearray(self._readonly[offset : offset + size])
+        release()
+        return memoryview(copy)
 
-    def copy_in(self, offset: int, buffers: Iterable[memoryview]) -> int:
+    def copy_in(self, offset: int, buffers: Iterable[memoryview], *, warm: bool = True) -> int:
         """Write buffers (contiguous, of bytes) one after the other from ``offset`` on; returns the offset after the last.
 
         Large ones are copied without the interpreter lock; into pages this process has not touched yet, by several threads, since there the
-        kernel's work is what takes the time (1.2 GB/s a thread, against 13 into warm pages).
+        kernel's work is what takes the time (1.2 GB/s a thread, against 13 into warm pages). ``warm``: whether the pages, if this process
+        ever touched them, are still the same (`Block.warm`).
         """
         view = self._view
         for buffer in buffers:
@@ -124,7 +128,7 @@ class SharedMemory:
             if size < _CHUNK:
                 view[offset : offset + size] = buffer
             else:
-                self._copy_large(offset, buffer, size)
+                self._copy_large(offset, buffer, size, warm)
             offset += size
         return offset
 
@@ -148,15 +152,15 @@ class SharedMemory:
     def _address(self) -> int:
         return int(self._bytes().ctypes.data)
 
-    def _copy_large(self, offset: int, buffer: memoryview, size: int) -> None:
+    def _copy_large(self, offset: int, buffer: memoryview, size: int, warm: bool) -> None:
         import numpy as np
 
         target = self._bytes()[offset : offset + size]
         source = np.frombuffer(buffer, np.uint8)
         first, last = offset // _CHUNK, (offset + size - 1) // _CHUNK + 1
-        cold = self._touched.count(0, first, last)
+        cold = self._touched.count(0, first, last) * _CHUNK if warm else size
         self._touched[first:last] = b"\1" * (last - first)
-        threads = min(_MOST_THREADS, size // (_PARALLEL // 2), _cpus()) if cold * _CHUNK >= _PARALLEL else 1
+        threads = min(_MOST_THREADS, size // (_PARALLEL // 2), _cpus()) if cold >= _PARALLEL else 1
         if threads <= 1:
             np.copyto(target, source)
             return
@@ -165,11 +169,25 @@ class SharedMemory:
             threading.Thread(target=np.copyto, args=(target[start:end], source[start:end]), daemon=True)
             for start, end in pairwise(edges[1:])
         ]
-        for helper in helpers:
-            helper.start()
-        np.copyto(target[: edges[1]], source[: edges[1]])
-        for helper in helpers:
-            helper.join()
+        try:
+            for helper in helpers:
+                helper.start()
+            np.copyto(target[: edges[1]], source[: edges[1]])
+        finally:
+            _join(helpers)
+
+
+def _join(helpers: list[threading.Thread]) -> None:
+    """Wait for all of them, also when this thread is interrupted: then the block is given back, and nobody may write to it any more."""
+    interrupt: BaseException | None = None
+    for helper in helpers:
+        while helper.is_alive():
+            try:
+                helper.join()
+            except BaseException as error:  # noqa: BLE001  (raised when the last one has ended)
+                interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def _cpus() -> int:
@@ -204,15 +222,14 @@ def _define() -> None:
     class Mapping:
         __slots__ = ("__array_interface__", "forks", "length", "release", "start")
 
-        def __init__(self, fd: int, offset: int, size: int, release: Callable[[], None]) -> None:
-            skipped = offset % PAGE
+        def __init__(self, start: int, skipped: int, size: int, release: Callable[[], None]) -> None:
+            self.start = start
             self.length = size + skipped
-            self.start = platform.map_private(fd, offset - skipped, self.length)
             self.__array_interface__ = {
                 "version": 3,
                 "typestr": "|u1",
                 "shape": (size,),
-                "data": (self.start + skipped, False),
+                "data": (start + skipped, False),
             }
             self.forks = _forks
             self.release = release
@@ -229,7 +246,9 @@ def _define() -> None:
         return pin
 
     def new_private(fd: int, offset: int, size: int, release: Callable[[], None]) -> Any:
-        return np.asarray(Mapping(fd, offset, size, release))
+        skipped = offset % PAGE
+        start = platform.map_private(fd, offset - skipped, size + skipped)
+        return np.asarray(Mapping(start, skipped, size, release))
 
     _new_pin, _new_private = new_pin, new_private
 

@@ -62,7 +62,7 @@ _dumps, _loads = pickle.dumps, pickle.loads
 class _Memory(Protocol):
     def write_view(self, offset: int, size: int) -> memoryview: ...
 
-    def copy_in(self, offset: int, buffers: Iterable[memoryview]) -> int: ...
+    def copy_in(self, offset: int, buffers: Iterable[memoryview], *, warm: bool = True) -> int: ...
 
 
 class Serialized(msgspec.Struct, gc=False):
@@ -93,8 +93,11 @@ class Serialized(msgspec.Struct, gc=False):
             return self.inband
         return b"".join(self._parts(self.buffers))
 
-    def write_into(self, memory: _Memory, offset: int) -> None:
-        """Write the bytes to ``offset`` of the arena, where the caller owns ``size`` bytes; one pass, no copy on the way."""
+    def write_into(self, memory: _Memory, offset: int, *, warm: bool = True) -> None:
+        """Write the bytes to ``offset`` of the arena, where the caller owns ``size`` bytes; one pass, no copy on the way.
+
+        ``warm``: as in `SharedMemory.copy_in`.
+        """
         if self.table is not None:
             import pyarrow as pa
 
@@ -444,6 +447,8 @@ def _define_writer(file: BytesIO, protocol: int, buffers: _Buffers) -> Any:
 
     import cloudpickle
 
+    from nbray.store.classes import keep_original
+
     reduce_code = cloudpickle.Pickler.reducer_override
     is_class = issubclass
 
@@ -468,7 +473,7 @@ def _define_writer(file: BytesIO, protocol: int, buffers: _Buffers) -> Any:
                     return NotImplemented  # importable everywhere: cloudpickle takes 2 µs to find that out
                 if self.globals_ref is None:
                     self.globals_ref = {}
-                return reduce_code(self, value)
+                return keep_original(reduce_code(self, value))
             if kind is _array_class:
                 return _reduce_array(value)
             if kind is _Whole:

@@ -79,9 +79,12 @@ def test_a_freed_block_is_the_next_one_of_its_client() -> None:
     again = arena.allocate(4 * PAGE, client=1)
     assert again is not None
     assert again.offset == mine.offset
+    assert again.warm
+    assert not mine.warm, "fresh from the kernel"
     other = arena.allocate(4 * PAGE, client=3)
     assert other is not None
     assert other.offset == theirs.offset, "warm memory of another client is better than none"
+    assert not other.warm, "but not in this client's page table"
 
 
 def test_the_best_fit_is_taken_not_the_first() -> None:

@@ -6,12 +6,15 @@ import errno
 import gc
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from nbray import platform
 from nbray.store.memory import PAGE, SharedMemory
 
 MB = 1 << 20
@@ -64,11 +67,39 @@ def test_what_one_process_writes_another_reads(memory: SharedMemory) -> None:
 @pytest.mark.parametrize("size", [1, MB - 1, MB, 9 * MB + 17, 24 * MB])
 def test_copies_of_all_sizes_arrive(memory: SharedMemory, size: int) -> None:
     source = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
-    for _ in range(2):  # into untouched pages, then into warm ones
-        end = memory.copy_in(PAGE + 64, [source.data, memoryview(b"!")])
+    for warm in (True, True, False):  # into untouched pages, into warm ones, into pages that were taken away
+        memory.write_view(0, 32 * MB)[:] = bytes(32 * MB)
+        end = memory.copy_in(PAGE + 64, [source.data, memoryview(b"!")], warm=warm)
         assert end == PAGE + 64 + size + 1
         assert np.array_equal(np.frombuffer(memory.read_view(PAGE + 64, size), np.uint8), source)
         assert bytes(memory.read_view(PAGE + 64 + size, 2)) == b"!\0"
+
+
+def test_an_interrupted_copy_writes_no_more_afterwards(
+    memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is interrupted gives the block back: its helpers must have ended by then."""
+    running = threading.Event()
+    proceed = threading.Event()
+    copied = []
+    bare_copy = np.copyto
+
+    def copy(target: Any, source: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            running.wait()
+            threading.Timer(0.01, proceed.set).start()
+            raise KeyboardInterrupt
+        running.set()
+        proceed.wait()
+        bare_copy(target, source)
+        copied.append(target.size)
+
+    monkeypatch.setattr(np, "copyto", copy)
+    monkeypatch.setattr("nbray.store.memory._cpus", lambda: 2)
+    source = np.ones(16 * MB, np.uint8)
+    with pytest.raises(KeyboardInterrupt):
+        memory.copy_in(0, [source.data])
+    assert copied == [8 * MB]
 
 
 def test_a_pin_lasts_as_long_as_anything_made_from_it(memory: SharedMemory) -> None:
@@ -138,6 +169,23 @@ def test_private_views_take_no_descriptors(memory: SharedMemory) -> None:
     views = [memory.private(0, MB, Releases()) for _ in range(50)]
     assert len(os.listdir("/proc/self/fd")) == before
     assert len(views) == 50
+
+
+def test_where_no_mapping_is_left_a_private_view_is_a_copy(
+    memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.copy_in(0, [memoryview(b"shared")])
+
+    def none_left(fd: int, offset: int, length: int) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(platform, "map_private", none_left)
+    released = Releases()
+    view = memory.private(0, MB, released)
+    assert released.count == 1
+    view[0] = 0
+    assert bytes(view[1:6]) == b"hared"
+    assert bytes(memory.read_view(0, 6)) == b"shared"
 
 
 def test_a_forked_child_reads_on_and_never_calls_back(memory: SharedMemory) -> None:
