@@ -16,6 +16,7 @@ from typing import Any
 
 import nbray
 from nbray import failure_codec
+from nbray.api.functions import pickle_alone
 from nbray.errors import ActorDiedError, TaskError
 from nbray.failure_codec import UserFailure
 
@@ -161,16 +162,14 @@ def _shorten(text: str, limit: int) -> str:
 
 def _freeze(error: BaseException) -> tuple[bytes, str]:
     """A pickle from which `_thaw` makes the exception again, and why there is none."""
-    import cloudpickle
-
     try:
         if _pickles_itself(type(error)):
-            frozen = cloudpickle.dumps((None, error))
+            frozen = pickle_alone((None, error))
         else:
-            frozen = cloudpickle.dumps((type(error), *_parts(error)))
+            frozen = pickle_alone((type(error), *_parts(error)))
     except Exception:  # noqa: BLE001  (users' objects may raise anything when pickled)
         try:
-            frozen = cloudpickle.dumps((type(error), *_picklable(*_parts(error))))
+            frozen = pickle_alone((type(error), *_picklable(*_parts(error))))
         except Exception as problem:  # noqa: BLE001
             return b"", f"it cannot be pickled: {type(problem).__name__}: {_text_of(problem)}"
     if len(frozen) > CAUSE_LIMIT:
@@ -218,10 +217,8 @@ def _picklable(
 
 
 def _can_pickle(value: Any) -> bool:
-    import cloudpickle
-
     try:
-        cloudpickle.dumps(value)
+        pickle_alone(value)
     except Exception:  # noqa: BLE001
         return False
     return True

@@ -142,23 +142,17 @@ class FunctionExport:
         self._hot = watch if watch.hot else None
 
     def _pickle(self, watch: _Watch) -> bytes:
-        pickler = _new_pickler()
         try:
-            pickler.dump((self.target, self.retry_exceptions, _sources(watch)))
+            blob = pickle_alone((self.target, self.retry_exceptions, _sources(watch)))
         except SerializationError:
             raise
         except Exception as error:
             from nbray.store.culprit import explain
 
             raise explain(error, self.target, self.name) from error
-        blob: bytes = pickler.file.getvalue()
         if len(blob) > LIMIT_BYTES:
-            raise SerializationError(
-                self._size_text(
-                    len(blob), f"more than {LIMIT_BYTES / 2**20:.0f} MB, the most that a function may take"
-                )
-            )
-        _pin(pickler.captured)
+            most = f"more than {LIMIT_BYTES / 2**20:.0f} MB, the most that a function may take"
+            raise SerializationError(self._size_text(len(blob), most))
         return blob
 
     def _warn_of_size(self, size: int) -> None:
@@ -428,6 +422,27 @@ def _functions_of(kind: type) -> Iterator[Any]:
 
 # -- pickling
 
+
+def pickle_alone(value: Any) -> bytes:
+    """A pickle that is not part of a value in the store, by value where cloudpickle does so. Raises what pickling raises.
+
+    Refs and handles in it are nobody's argument, and whoever reads it may still want them: they live as long as this process's connection,
+    as in Ray.
+    """
+    pickler = _new_pickler()
+    pickler.dump(value)
+    captured = pickler.captured
+    if captured:
+        engine = next(iter(captured.values()))._engine
+        for key in [key for key, held in _pinned.items() if held._engine is not engine]:
+            del _pinned[key]
+        _pinned.update(captured)
+    blob: bytes = pickler.file.getvalue()
+    return blob
+
+
+_pinned: dict[bytes, Any] = {}
+
 _new_pickler: Callable[[], Any]
 
 
@@ -439,6 +454,7 @@ def _define_pickler() -> Any:
     import cloudpickle
 
     from nbray.api.refs import ObjectRef
+    from nbray.store.classes import keep_original
 
     cached = type(functools.lru_cache(len))
 
@@ -455,27 +471,13 @@ def _define_pickler() -> Any:
             elif kind is cached and travels_by_value(value.__wrapped__):
                 # By itself it is pickled as the name of a variable of __main__, which in a worker is another module.
                 return _make_cached, (value.__wrapped__, value.cache_parameters())
-            return super().reducer_override(value)
+            return keep_original(super().reducer_override(value))
 
     _new_pickler = Pickler
     return Pickler()
 
 
 _new_pickler = _define_pickler
-
-
-_pinned: dict[bytes, Any] = {}
-
-
-def _pin(captured: dict[bytes, Any]) -> None:
-    """Refs and handles in a closure are no task's argument, and any task with that function may still want them: they live as long as the
-    connection, as in Ray.
-    """
-    if captured:
-        engine = next(iter(captured.values()))._engine
-        for key in [key for key, held in _pinned.items() if held._engine is not engine]:
-            del _pinned[key]
-        _pinned.update(captured)
 
 
 def _make_cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
