@@ -90,6 +90,8 @@ class ClientMachine:
         """Messages that are not about objects."""
         self.pending = 0
         """Returns of own tasks that have not come."""
+        self.due: deque[Callable[[], None]] = deque()
+        """Callbacks whose object has come; the shell calls them."""
         self.errors = 0
         """How many values that are errors have come."""
         self.idle: dict[bytes, None] = {}
@@ -281,5 +283,4 @@ class ClientMachine:
 
     def _call_back(self, entry: Entry) -> None:
         callbacks, entry.callbacks = entry.callbacks, None
-        for callback in callbacks or ():
-            callback()
+        self.due.extend(callbacks or ())

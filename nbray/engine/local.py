@@ -97,6 +97,7 @@ class LocalEngine(Engine):
             background_reads=not worker,
         )
         self.link.tidy = self._tidy
+        self.link.after_read = self._call_back
         self.inbox: deque[Any] = deque()
         """Messages for the worker's own loop."""
         self.on_output: Callable[[Output], None] | None = None
@@ -112,7 +113,6 @@ class LocalEngine(Engine):
         self._requests = iter(range(1, 1 << 62)).__next__
         self._replies: dict[int, Any] = {}
         self._lock = threading.Lock()
-        self._armed = False
         self._tidied = 0.0
         self._origin = ""
         self._receive(early)
@@ -137,6 +137,15 @@ class LocalEngine(Engine):
             elif self.on_message is None or not self.on_message(message):
                 self.inbox.append(message)
 
+    def _call_back(self) -> None:
+        due = self.machine.due
+        while due:
+            try:
+                callback = due.popleft()
+            except IndexError:
+                return  # Another thread has taken it.
+            callback()
+
     def _before_send(self) -> None:
         if self.machine.dropped or self.machine.unviewed:
             with self._lock:
@@ -144,7 +153,6 @@ class LocalEngine(Engine):
 
     def _tidy(self) -> bool:
         """In the background: give back what nobody uses. True while there is something to look at again."""
-        self._armed = False
         now = time.monotonic()
         if self.machine.idle and now - self._tidied >= IDLE_PIN:
             self._tidied = now
@@ -194,14 +202,12 @@ class LocalEngine(Engine):
 
     def dropped(self, object_id: bytes) -> None:
         self.machine.dropped.append(object_id)
-        if not self._armed and not self.closed:
-            self._armed = True
+        if self.link.cold and not self.closed:
             self.link.arm()
 
     def _unviewed(self, object_id: bytes) -> None:
         self.machine.unviewed.append(object_id)
-        if not self._armed and not self.closed:
-            self._armed = True
+        if self.link.cold and not self.closed:
             self.link.arm()
 
     def ref(self, object_id: bytes) -> ObjectRef[Any]:

@@ -58,7 +58,9 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     names = list(words)
     if not names:
         return ""
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    near = [name for name in names if name.startswith(word)] or difflib.get_close_matches(
+        word, names, n=1, cutoff=0.5
+    )
     return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(names)}."
 
 

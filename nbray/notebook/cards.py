@@ -33,14 +33,18 @@ class Facts:
 
 @dataclass(frozen=True)
 class Card:
-    """Text, and the same as HTML."""
+    """Text, and the same as HTML (empty: the text will do)."""
 
     text: str
     html: str
 
     def bundle(self, *, static: bool = False) -> dict[str, str]:
         """Representations to display; a static one is plain."""
-        return {"text/plain": self.text} if static else {"text/plain": self.text, "text/html": self.html}
+        return (
+            {"text/plain": self.text}
+            if static or not self.html
+            else {"text/plain": self.text, "text/html": self.html}
+        )
 
 
 def counted(number: float, noun: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import secrets
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,8 @@ class Cockpit:
     def load(self) -> None:
         """Listen to the shell's cells and to clusters that this process joins."""
         self.shell.events.register("pre_run_cell", self.before_cell)
+        self._showtraceback = self.shell.showtraceback
+        self.shell.showtraceback = self._show_error
         context.on_install.append(self.attach)
         runtime = context.current()
         if runtime is not None:
@@ -58,6 +61,7 @@ class Cockpit:
     def unload(self) -> None:
         """The opposite of `load`."""
         self.shell.events.unregister("pre_run_cell", self.before_cell)
+        del self.shell.showtraceback
         context.on_install.remove(self.attach)
         runtime = context.current()
         if runtime is not None and runtime is self._attached:
@@ -79,6 +83,7 @@ class Cockpit:
     def _begin(self, source: str, cell_id: str) -> CellRun:
         self._runs += 1
         digest = hashlib.blake2b(source.encode(errors="replace"), digest_size=6).hexdigest()
+        # Read here, before the cell runs: some versions of IPython count up before the code runs, some after.
         cell = CellRun(self.shell.execution_count, cell_id, digest, f"{self._kernel}-{self._runs}", source)
         self.router.remember(cell.label)
         return cell
@@ -91,6 +96,16 @@ class Cockpit:
         engine.set_origin(self.cell.label)
         session.decide_exit(functools.partial(lifecycle.stop_at_exit, self.shell))
         self._attached = runtime
+
+    def _show_error(self, exc_tuple: Any = None, *args: Any, **options: Any) -> None:
+        """IPython asks errors how they want to be shown, except these two kinds."""
+        error = exc_tuple[1] if exc_tuple else sys.exc_info()[1]
+        render = getattr(error, "_render_traceback_", None)
+        if render is not None and isinstance(error, SyntaxError | BaseExceptionGroup):
+            kind, error, _ = self.shell._get_exc_info(exc_tuple)
+            self.shell._showtraceback(kind, error, render())
+        else:
+            self._showtraceback(exc_tuple, *args, **options)
 
     def _on_output(self, message: Any) -> None:
         self.router.write(message.cell, message.stream, message.text, message.name, message.pid, message.task)

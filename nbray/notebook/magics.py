@@ -129,8 +129,8 @@ class NbrayMagics(Magics):
         with _usage():
             options = self._parser.read(arguments.split(line))
             out, also = arguments.names(options.out), arguments.names(options.also)
-        runtime = self._connected(options)
         task, name = self._prepare(cell, out, also or [], options)
+        runtime = self._connected(options)
         run = self._remote_function(options, name)
         self.cockpit.router.own(self.cockpit.cell.label, name)
         # What this cell has printed before %%remote must not come after what it prints there.
@@ -169,7 +169,10 @@ class NbrayMagics(Magics):
                 display=not is_silenced(cell),
                 carried=transfer.carried_types(),
             )
-        except NbrayError as error:
+        except SyntaxError as error:
+            _render(error, shell.SyntaxTB.structured_traceback(type(error), error, []))
+            raise
+        except (NbrayError, NameError) as error:
             raise _briefly(error) from None
         if prepared.blind and not also and not options.quiet:
             call, line = prepared.blind[0]
@@ -180,7 +183,7 @@ class NbrayMagics(Magics):
 
     def _placed(self, cell: str) -> tuple[str, str]:
         """The cell as plain Python, with as many empty lines before it as there are in the notebook, and its file's name."""
-        compiler, number = self._ip.compile, self._ip.execution_count
+        compiler, number = self._ip.compile, self.cockpit.cell.number
         body = self._ip.transform_cell(cell)
         whole = self.cockpit.cell.source
         at = whole.rfind(cell.rstrip("\n")) if cell.strip() else -1

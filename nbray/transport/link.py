@@ -9,6 +9,7 @@ keeping them, nor in the middle of a send. Bytes are moved from the socket into 
 
 from __future__ import annotations
 
+import _signal
 import os
 import select
 import signal
@@ -23,22 +24,26 @@ from typing import Any
 
 from nbray.transport.frames import FrameReader, encode_frame
 
+_SIGINT = int(signal.SIGINT)
 _READ = 1 << 18
 _ONE_READ = (_READ,)
 _SLICE_SECONDS = 0.25
 """Longest time in one ``recv``: bounds what a signal that comes right before the system call can cost."""
 
-BURST = 0.0005
-"""Seconds within which messages are collected before they are sent."""
+FULL = 64
+"""Messages after which they are sent although the program may add more."""
 
-FULL = 512
-"""Messages after which they are sent whatever the time."""
-
-TIDY = 0.05
-"""Seconds after which the background thread sends what is left."""
+SOON = 0.003
+"""Seconds within which the background thread sends what the program has left unsent."""
 
 AWAY = 0.02
 """Seconds after the last activity of the program before the background thread reads."""
+
+WATCH = 0.05
+"""Seconds between looks of the background thread while another thread waits for messages."""
+
+TIDY = 0.1
+"""Seconds between looks for what can be given back."""
 
 
 class Interrupts:
@@ -50,6 +55,7 @@ class Interrupts:
         self._pending = False
         self._main = threading.main_thread().ident
         self._before: Any = None
+        self._handler = self._arrived
 
     def enter(self) -> bool:
         """Begin to defer; False in threads that get no signals (then `leave` must not be called)."""
@@ -57,9 +63,10 @@ class Interrupts:
             return False
         self.depth += 1
         if self.depth == 1:
-            self._before = signal.getsignal(signal.SIGINT)
-            if callable(self._before):
-                signal.signal(signal.SIGINT, self._arrived)
+            # The functions behind ``signal.signal`` and ``getsignal``: those spend microseconds on making enums.
+            before = self._before = _signal.getsignal(_SIGINT)
+            if callable(before):
+                _signal.signal(_SIGINT, self._handler)
         return True
 
     def leave(self) -> None:
@@ -68,7 +75,7 @@ class Interrupts:
         if self.depth == 0:
             before = self._before
             if callable(before):
-                signal.signal(signal.SIGINT, before)
+                _signal.signal(_SIGINT, before)
             if self._pending:
                 self._pending = False
                 if callable(before):
@@ -130,6 +137,8 @@ class Link:
         self.dead = ""
         self.tidy: Callable[[], bool] = lambda: False
         """Called by the background thread after sending; True: call again soon."""
+        self.after_read: Callable[[], None] = lambda: None
+        """Called after messages were taken in, in the thread that has read, when others may read again."""
         self._reader = reader
         self._receive = receive
         self._before_send = before_send
@@ -140,10 +149,11 @@ class Link:
         self._send_lock = threading.RLock()
         self._came = threading.Condition(threading.Lock())
         self._followers = 0
-        self._sent_at = 0.0
+        self._waiters: list[int] = []
         self.active = 0.0
         """When the program last used the link (monotonic seconds)."""
-        self._armed = False
+        self.cold = True
+        """Whether the background thread sleeps until something happens, so that it has to be woken."""
         self.background = background_reads
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -168,10 +178,11 @@ class Link:
                 self.interrupts.leave()
 
     def _flush(self) -> None:
+        if self.dead:
+            return
         with self._send_lock:
             self._before_send()
             out = self.out
-            self._sent_at = time.monotonic()
             while out:
                 batch = out[:4096]
                 del out[: len(batch)]
@@ -182,23 +193,25 @@ class Link:
                     return
 
     def later(self) -> None:
-        """Messages were appended that need not go at once: send when the burst is over."""
-        self.active = now = time.monotonic()
-        if now - self._sent_at > BURST or len(self.out) > FULL:
+        """Messages were appended that need not go at once: they go with the next wait, when there are many, or from the background thread."""
+        self.active = time.monotonic()
+        if len(self.out) >= FULL:
             self.flush()
-        elif not self._armed:
+        elif self.cold:
             self.arm()
 
     def arm(self) -> None:
         """Have the background thread send soon. Safe in finalizers: no locks."""
-        self._armed = True
-        if self._pid == os.getpid():
-            try:
-                os.write(self._wake_write, b"x")
-            except OSError:
-                pass
-            if self._thread is None and not self._closed:
-                self._start()
+        if not self.cold:
+            return
+        self.cold = False
+        self.active = time.monotonic()
+        if self._thread is None and not self._closed:
+            self._start()
+        try:
+            os.write(self._wake_write, b"x")
+        except OSError:
+            pass
 
     # -- waiting
 
@@ -209,6 +222,7 @@ class Link:
         """
         interrupts = self.interrupts
         shielded = interrupts.enter()
+        self._waiters.append(1)
         try:
             self._flush()
             while not satisfied():
@@ -225,12 +239,13 @@ class Link:
                     finally:
                         self._read_lock.release()
                         if self._followers:
-                            with self._came:
-                                self._came.notify_all()
+                            self._notify()
+                    self.after_read()
                 else:
                     self._follow(satisfied, left, shielded)
             return True
         finally:
+            self._waiters.pop()
             self.active = time.monotonic()
             if shielded:
                 interrupts.leave()
@@ -243,7 +258,12 @@ class Link:
                     self._take(False)
             finally:
                 self._read_lock.release()
+            self.after_read()
         return satisfied()
+
+    def _notify(self) -> None:
+        with self._came:
+            self._came.notify_all()
 
     def _follow(self, satisfied: Callable[[], bool], left: float | None, shielded: bool) -> None:
         """Another thread reads: wait for it, for a while."""
@@ -302,19 +322,27 @@ class Link:
                     self._take(False)
             finally:
                 self._read_lock.release()
+            self.after_read()
+
+    def take(self) -> None:
+        """Wait for messages for a while and take them in: for a loop that does nothing else."""
+        with self._read_lock:
+            self._take(False)
+        self.after_read()
 
     def _die(self, why: str) -> None:
         if not self.dead:
             self.dead = why
             self._lost()
-        with self._came:
-            self._came.notify_all()
+        self._notify()
 
     # -- the background thread
 
     def read_in_background(self) -> None:
         """From now on messages are taken in also while no thread waits."""
         self.background = True
+        self.cold = True
+        self.active = 0.0
         self.arm()
 
     def _start(self) -> None:
@@ -327,50 +355,64 @@ class Link:
             self._start()
 
     def _run(self) -> None:
+        """Three gaits: while the program uses the link, look every few milliseconds for what it left unsent; while it waits, leave the socket to it; else
+        sleep until something comes or `arm` wakes. Never fights the program for the interpreter."""
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
-        reading = False
+        watching = False
+        tidied = 0.0
         again = False
         while not self._closed:
-            if self.background and not self.dead and not reading:
-                poll.register(self.sock, select.POLLIN)
-                reading = True
-            elif self.dead and reading:
-                poll.unregister(self.sock)
-                reading = False
-            events = poll.poll(100 if again else 1000 if self._armed else None)
+            now = time.monotonic()
+            reading = False
+            if self._waiters:
+                pause: float | None = WATCH
+            elif now - self.active < AWAY:
+                pause = SOON
+            else:
+                self.cold = True
+                reading = self.background and not self.dead
+                pause = TIDY if again else None
+                if self.out or now - self.active < AWAY or self._waiters:
+                    pause = 0.0
+            if reading != watching:
+                watching = reading
+                if reading:
+                    poll.register(self.sock, select.POLLIN)
+                else:
+                    poll.unregister(self.sock)
+            events = poll.poll(None if pause is None else pause * 1000)
             if self._closed:
                 return
-            woken = any(fd == self._wake_read for fd, _ in events)
-            if woken:
-                try:
-                    os.read(self._wake_read, 4096)
-                except BlockingIOError:
-                    pass
-            readable = reading and len(events) > woken
-            if readable:
-                idle = time.monotonic() - self.active
-                if idle < AWAY and not self.dead:
-                    # The program is using the link and will read: do not fight it for the interpreter.
-                    time.sleep(AWAY - idle)
-                if self._read_lock.acquire(blocking=False):
+            self.cold = False
+            for fd, _ in events:
+                if fd == self._wake_read:
                     try:
-                        if self._poll.poll(0) and not self.dead:
-                            self._take(False)
-                    finally:
-                        self._read_lock.release()
-                    if self._followers:
-                        with self._came:
-                            self._came.notify_all()
-                else:
-                    time.sleep(AWAY)
-            if woken or again or self._armed:
-                if self._armed:
-                    time.sleep(BURST * 2)
-                self._armed = False
-                if not self.dead:
+                        os.read(fd, 4096)
+                    except BlockingIOError:
+                        pass
+                elif time.monotonic() - self.active >= AWAY:
+                    self._read_aside()
+            if self.dead:
+                continue
+            now = time.monotonic()
+            if now - tidied >= TIDY or not events:
+                if now - tidied >= TIDY:
+                    tidied = now
                     again = self.tidy()
-                    self._flush()
+                self._flush()
+
+    def _read_aside(self) -> None:
+        """Take in what has come, unless somebody does."""
+        if self._read_lock.acquire(blocking=False):
+            try:
+                if self._poll.poll(0) and not self.dead:
+                    self._take(False)
+            finally:
+                self._read_lock.release()
+            if self._followers:
+                self._notify()
+            self.after_read()
 
     def close(self) -> None:
         """Close the connection; idempotent."""
