@@ -432,7 +432,7 @@ def test_identity_check_costs_about_a_microsecond(notebook: Notebook) -> None:
 
 
 def test_an_instance_that_comes_back_leaves_its_class_alone(notebook: Notebook) -> None:
-    """cloudpickle alone would give the class methods with frozen copies of the notebook's globals."""
+    """Cloudpickle alone would give the class methods with frozen copies of the notebook's globals."""
     notebook.run("y = 1\nclass C:\n    seen = []\n    def v(self): return y")
     packed = serialization.serialize(notebook["C"]())
     notebook.run("C.seen.append(1)")
