@@ -46,7 +46,7 @@ class Cockpit:
         self._kernel = secrets.token_hex(4)
         self._runs = 0
         self._attached: context.Runtime | None = None
-        self.cell = self._begin("", "")
+        self.cell = self._begin("", "", 0)
 
     def load(self) -> None:
         """Listen to the shell's cells and to clusters that this process joins."""
@@ -73,18 +73,24 @@ class Cockpit:
 
     def before_cell(self, info: Any) -> None:
         """A cell begins: what it submits is its own, and functions are looked at anew for changes."""
-        self.cell = self._begin(info.raw_cell or "", getattr(info, "cell_id", None) or "")
+        self.cell = self._begin(info.raw_cell or "", getattr(info, "cell_id", None) or "", self._number(info))
         runtime = context.current()
         if runtime is not None and runtime is self._attached:
             runtime.epoch += 1
             engine: Any = runtime.engine
             engine.set_origin(self.cell.label)
 
-    def _begin(self, source: str, cell_id: str) -> CellRun:
+    def _number(self, info: Any) -> int:
+        """What ``In[n]`` will show. Newer versions of IPython have counted up when the cell begins; the history is written later in all."""
+        history = getattr(self.shell, "history_manager", None)
+        if info.store_history and history is not None:
+            return len(history.input_hist_raw)
+        return int(self.shell.execution_count)
+
+    def _begin(self, source: str, cell_id: str, number: int) -> CellRun:
         self._runs += 1
         digest = hashlib.blake2b(source.encode(errors="replace"), digest_size=6).hexdigest()
-        # Read here, before the cell runs: some versions of IPython count up before the code runs, some after.
-        cell = CellRun(self.shell.execution_count, cell_id, digest, f"{self._kernel}-{self._runs}", source)
+        cell = CellRun(number, cell_id, digest, f"{self._kernel}-{self._runs}", source)
         self.router.remember(cell.label)
         return cell
 

@@ -342,6 +342,9 @@ class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickl
         elif isinstance(value, self._types):
             self.carried.append(value)
             return _from_carried, (len(self.carried) - 1,)
+        elif isinstance(value, BaseException) and kind.__reduce__ is BaseException.__reduce__:
+            # Not by a call of the class, whose __init__ need not accept what it has passed on to Exception.
+            return _exception, (kind, value.args), value.__dict__ or None
         elif kind not in self._checked:
             refuse(value)
             self._checked.add(kind)
@@ -454,6 +457,12 @@ def _fill_cell(cell: types.CellType, contents: tuple[Any]) -> None:
 
 def _cached(function: Callable[..., Any], parameters: dict[str, Any]) -> Any:
     return functools.lru_cache(**parameters)(function)
+
+
+def _exception(kind: type[BaseException], args: tuple[Any, ...]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
 
 
 def _from_carried(index: int) -> Any:

@@ -45,6 +45,10 @@ WATCH = 0.05
 TIDY = 0.1
 """Seconds between looks for what can be given back."""
 
+_IDLE_SECONDS = 2.0
+"""The same in workers, which are interrupted by their node and ended by it if that is missed.
+"""
+
 
 class Interrupts:
     """Defers SIGINT of the main thread while the link must not be disturbed. A worker has its own kind of it."""
@@ -162,9 +166,9 @@ class Link:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         sock.settimeout(None)
-        # A timeout in the kernel instead of poll before each recv: one system call less per message.
-        seconds = int(_SLICE_SECONDS)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, int((_SLICE_SECONDS - seconds) * 1e6)))
+        # A timeout in the kernel instead of poll before each recv: one system call less per message. Workers wait at leisure.
+        pause = _SLICE_SECONDS if background_reads else _IDLE_SECONDS
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(pause), int(pause % 1 * 1e6)))
 
     # -- sending
 

@@ -192,7 +192,11 @@ class WorkerLoop:
         """Send what is left, then wait until something comes."""
         link = self.engine.link
         link.flush()
-        if not self.engine.inbox:
+        if self.engine.inbox:
+            return
+        if poll is self._poll:
+            link.take()
+        else:
             poll.poll()
             link.poll_now()
 
