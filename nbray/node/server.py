@@ -24,10 +24,11 @@ from nbray.clusters import Paths
 from nbray.gcs.client import GcsClient
 from nbray.gcs.messages import HeadToNode, RegisterNode
 from nbray.gcs.messages import PROTOCOL as GCS_PROTOCOL
-from nbray.messages import ClientToNode
+from nbray.messages import DRIVER, ClientToNode
 from nbray.node.children import Children
 from nbray.node.disk import Disk
 from nbray.node.machine import Close, NodeConfig, NodeMachine, Signal, Stop, TakeTokens
+from nbray.node.peer import Peer
 from nbray.node.pool import Fork, Kill
 from nbray.store.memory import SharedMemory
 from nbray.store.objects import DeleteSpilled, Punch, Restore, Spill
@@ -35,6 +36,9 @@ from nbray.transport.connection import Connection
 from nbray.transport.frames import encode_frame
 
 log = logging.getLogger("nbray.node")
+
+HOLD_BACK = 0.001
+"""Seconds for which results are collected for a driver while there is other work."""
 
 MEMORY_CHECK = 0.25
 """Seconds between looks at the machine's memory while tasks run."""
@@ -79,6 +83,8 @@ class NodeServer:
         self.machine = NodeMachine(config, self.gcs, time.monotonic())
         self.head: Connection | None = None
         self.disk = Disk(paths.spill, self.memory)
+        self.held_back: list[Peer] = []
+        self.held_since = 0.0
         self.next_tick = 0.0
         self.next_head = 0.0
         self.next_memory = 0.0
@@ -110,11 +116,15 @@ class NodeServer:
         clock = time.monotonic
         while not self.stop_reason:
             now = clock()
-            timeout = max(min(self.next_tick, self._gcs_time(now)) - now, 0.0)
-            try:
-                events = poll(timeout)
-            except InterruptedError:
-                continue
+            events = poll(0) if self.held_back else None
+            if self.held_back and (not events or now - self.held_since > HOLD_BACK):
+                self._let_go()
+            if not events:
+                timeout = max(min(self.next_tick, self._gcs_time(now)) - now, 0.0)
+                try:
+                    events = poll(timeout)
+                except InterruptedError:
+                    continue
             for fd, mask in events:
                 handler = handlers.get(fd)
                 if handler is not None:
@@ -131,25 +141,45 @@ class NodeServer:
                 self.next_tick = min(self.next_tick, now + 0.01)
             self._talk_to_head(now)
 
+    def _let_go(self) -> None:
+        """Send what was held back for the drivers."""
+        held, self.held_back = self.held_back, []
+        for peer in held:
+            self._send(peer)
+
+    def _send(self, peer: Peer) -> None:
+        """Send what the machine has for a peer, and to a worker the tokens for what it may start."""
+        out = peer.out
+        if not out:
+            return
+        peer.out = []
+        connection = self.connections.get(peer.number)
+        if connection is None or connection.closed:
+            return
+        if not connection.send(encode_frame(out)):
+            peer.unsent = connection.unsent
+            self.epoll.modify(connection.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        worker = peer.worker
+        if worker is not None and worker.tokens:
+            self._grant(worker.number, worker.tokens)
+
     def _perform(self) -> None:
-        """Send what is to be sent and carry out the effects, until nothing is left."""
+        """Send what is to be sent and carry out the effects, until nothing is left.
+
+        What goes to drivers is held back until the loop would block, for `HOLD_BACK` at most: under load results travel in few large frames, else at once.
+        """
         machine = self.machine
         while machine.dirty or machine.effects:
             dirty = machine.dirty
             if dirty:
                 machine.dirty = []
-                connections = self.connections
                 for peer in dirty:
-                    out, peer.out = peer.out, []
-                    connection = connections.get(peer.number)
-                    if connection is None or connection.closed:
-                        continue
-                    if not connection.send(encode_frame(out)):
-                        peer.unsent = connection.unsent
-                        self.epoll.modify(connection.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
-                    worker = peer.worker
-                    if worker is not None and worker.tokens:
-                        self._grant(worker.number, worker.tokens)
+                    if peer.role == DRIVER:
+                        if not self.held_back:
+                            self.held_since = time.monotonic()
+                        self.held_back.append(peer)
+                    else:
+                        self._send(peer)
             effects = machine.effects
             if effects:
                 machine.effects = []
@@ -467,6 +497,7 @@ class NodeServer:
 
     def close(self) -> None:
         """End everything that this node started and remove its files."""
+        self._let_go()
         self.children.head_watch = None
         for link in self.links.values():
             if link.pid:

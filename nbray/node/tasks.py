@@ -70,7 +70,7 @@ class Tasks:
                 task.cell = parent.cell
         if not kind.is_call:
             spec = kind.spec
-            task.shape = self.node.scheduler.queue.shape(session, spec.environment + process, spec.resources)
+            task.shape = self.node.scheduler.shape(session, spec.environment + process, spec.resources)
         return task
 
     def on_submit(self, peer: Peer, submit: m.Submit) -> None:
@@ -152,7 +152,7 @@ class Tasks:
     def _queue(self, task: Task) -> None:
         shape = task.shape
         assert shape is not None
-        if not self.node.scheduler.ledger.feasible(shape.resources):
+        if not shape.feasible:
             text = (
                 f"{task.name} asks for {readable(shape.resources)}, the cluster has {readable(self.node.scheduler.ledger.total)} in all, so it could never "
                 "run. Ask for less, or start a cluster that has it (%cluster start --cpus/--gpus, nbray.init(num_cpus=, num_gpus=, resources=))."

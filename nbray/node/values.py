@@ -177,9 +177,10 @@ class Values:
     def push(self, owner: Peer, entry: Object) -> None:
         """A result goes to whoever submitted its task, unasked, unless it has more than enough to read already."""
         if entry.waiters is not None:
-            entry.pushed = any(waiter[0] == owner.number for waiter in entry.waiters)
-            if entry.pushed:
-                return
+            for waiter in entry.waiters:
+                if waiter[0] == owner.number:
+                    entry.pushed = True
+                    return
         if owner.unsent < PUSH_WINDOW and entry.holders is not None:
             if entry.state == INLINE:
                 entry.pushed = True

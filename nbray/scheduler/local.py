@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from nbray.config import PREFETCH, PREFETCH_PATIENCE
 from nbray.node import pool as pools
 from nbray.scheduler.queue import ReadyQueue, Shape, ShapeKey, cpu_of
-from nbray.scheduler.resources import CPU, UNIT, Ledger
+from nbray.scheduler.resources import CPU, UNIT, Amounts, Ledger
 from nbray.scheduler.task import READY, RUNNING, Task
 
 if TYPE_CHECKING:
@@ -56,6 +56,13 @@ class LocalScheduler:
         """Workers with dispatched tasks that have not started."""
 
     # -- tasks
+
+    def shape(self, session: str, environment: bytes, resources: Amounts) -> Shape:
+        """The shape of tasks with these needs; it knows whether this node could ever satisfy them."""
+        shape = self.queue.shape(session, environment, resources)
+        if not shape.size:
+            shape.feasible = self.ledger.feasible(resources)
+        return shape
 
     def ready(self, task: Task, now: float, *, front: bool = False) -> None:
         """All inputs are there: the task waits for resources."""

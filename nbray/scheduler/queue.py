@@ -19,7 +19,7 @@ ShapeKey = tuple[str, bytes, tuple[tuple[str, int], ...]]
 class Shape:
     """All ready tasks of one shape."""
 
-    __slots__ = ("buckets", "environment", "gpu", "key", "priorities", "resources", "served", "session", "size", "top")
+    __slots__ = ("buckets", "environment", "feasible", "gpu", "key", "priorities", "resources", "served", "session", "size", "top")
 
     def __init__(self, session: str, environment: bytes, resources: Amounts) -> None:
         self.session = session
@@ -32,6 +32,7 @@ class Shape:
         self.size = 0
         self.served = 0
         self.gpu = "GPU" in resources
+        self.feasible = True
 
     def push(self, task: Task, *, front: bool = False) -> None:
         bucket = self.buckets.get(task.priority)
