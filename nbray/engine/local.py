@@ -153,13 +153,15 @@ class LocalEngine(Engine):
 
     def _tidy(self) -> bool:
         """In the background: give back what nobody uses. True while there is something to look at again."""
-        now = time.monotonic()
-        if self.machine.idle and now - self._tidied >= IDLE_PIN:
-            self._tidied = now
+        machine = self.machine
+        if machine.dropped or machine.unviewed or machine.idle:
+            now = time.monotonic()
             with self._lock:
-                self.machine.settle_drops()
-                self.machine.give_back_pins()
-        return bool(self.machine.idle)
+                machine.settle_drops()
+                if now - self._tidied >= IDLE_PIN:
+                    self._tidied = now
+                    machine.give_back_pins()
+        return bool(machine.idle)
 
     def _lost(self) -> None:
         if self.on_lost is not None:

@@ -404,6 +404,9 @@ class Link:
                 if now - tidied >= TIDY:
                     tidied = now
                     again = self.tidy()
+                else:
+                    # What finalizers have noted since then has not been looked at.
+                    again = True
                 self._flush()
 
     def _read_aside(self) -> None:
