@@ -55,6 +55,8 @@ class Runtime:
         self.epoch = 0
         """Grows with each notebook cell: in-place changes of a function's captured values are looked for once per epoch."""
         self.pid = os.getpid()
+        self.forked = False
+        """Whether this is a forked child's copy of its parent's runtime."""
         self.on_close: list[Callable[[], None]] = []
 
 
@@ -90,18 +92,31 @@ def clear() -> None:
 def require() -> Runtime:
     """The runtime of this process; starts or joins a cluster when there has been none (as Ray's API does).
 
-    Raises NotInitializedError in a forked child of a connected process.
+    Raises NotInitializedError after `shutdown`, and in a forked child of a connected process.
     """
     runtime = _runtime
     if runtime is None:
+        if _ended:
+            raise NotInitializedError(
+                "nbray was shut down in this process; call nbray.init() (in a notebook: %cluster start) to go on. "
+                "References and handles of before are no longer valid."
+            )
         from nbray.api.session import init  # noqa: PLC0415  (init imports this module)
 
         init()
         runtime = _runtime
         assert runtime is not None
-    if runtime.pid != os.getpid():
+    if runtime.forked:
         raise NotInitializedError(
             f"this process (pid {os.getpid()}) was forked from pid {runtime.pid}, which is connected to nbray; a forked child cannot use its "
             "parent's connection. Call nbray.init() in it, or use nbray tasks instead of forking."
         )
     return runtime
+
+
+def _after_fork() -> None:
+    if _runtime is not None:
+        _runtime.forked = True
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -409,7 +409,7 @@ class LocalEngine(Engine):
 
         created = self._request(lambda request: Create(request, object_id, packed.size))
         try:
-            packed.write_into(self.memory, created.offset)
+            packed.write_into(self.memory, created.offset, warm=created.warm)
         except BaseException:
             self.machine.out.append(Abort(object_id))
             raise

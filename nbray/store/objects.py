@@ -355,7 +355,7 @@ class ObjectTable:
                 entry.block = block
                 entry.size = request.size
                 entry.state = CREATED
-                self.effects.append(Granted(request, block.offset, block.client == request.client))
+                self.effects.append(Granted(request, block.offset, block.warm))
         punches = self.arena.take_punches()
         if punches:
             self.effects.append(Punch(punches))

@@ -25,7 +25,7 @@ from typing import Any
 from nbray.transport.frames import FrameReader, encode_frame
 
 _SIGINT = int(signal.SIGINT)
-_READ = 1 << 18
+_READ = 1 << 16  # Above 128 KB every read would map and unmap its buffer: three system calls more.
 _ONE_READ = (_READ,)
 _SLICE_SECONDS = 0.25
 """Longest time in one ``recv``: bounds what a signal that comes right before the system call can cost."""
