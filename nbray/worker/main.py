@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import threading
-from collections import deque
 from types import FrameType
 from typing import Any
 
@@ -25,22 +24,18 @@ from nbray.messages import (
     WORKER,
     Adopt,
     Configure,
-    Exit,
     Function,
     Hello,
     Interrupt,
-    Register,
-    Revoke,
     Run,
-    Shutdown,
     StreamRoom,
-    TaskClass,
     World,
 )
 from nbray.transport.link import Interrupts
 from nbray.worker import adoption
 from nbray.worker import world as worlds
 from nbray.worker.executor import Executor
+from nbray.worker.machine import NO_TOKEN, WorkerMachine
 from nbray.worker.output import TaskStream
 
 OOM_SCORE = 500
@@ -105,10 +100,10 @@ class WorkerLoop:
     def __init__(self, engine: LocalEngine, tokens: int, interrupts: WorkerInterrupts) -> None:
         self.engine = engine
         self.interrupts = interrupts
-        self.queue: deque[Run] = deque()
-        self.kinds: dict[int, TaskClass] = {}
+        self.machine = WorkerMachine()
+        self.queue = self.machine.queue
+        self.kinds = self.machine.kinds
         self.blobs: dict[bytes, bytes] = {}
-        self.leaving = False
         self._tokens = tokens
         self._poll = select.poll()
         self._poll.register(engine.link.sock, select.POLLIN)
@@ -117,6 +112,11 @@ class WorkerLoop:
         self._poll_both.register(tokens, select.POLLIN)
         self.executor = Executor(self, engine, interrupts)
         engine.on_message = self._at_once
+
+    @property
+    def leaving(self) -> bool:
+        """The node wants this worker to end after what it has."""
+        return self.machine.leaving
 
     # -- what the node says
 
@@ -136,55 +136,41 @@ class WorkerLoop:
         inbox = self.engine.inbox
         while inbox:
             message = inbox.popleft()
+            if self.machine.take_in(message):
+                continue
             kind = type(message)
-            if kind is Run:
-                self.queue.append(message)
-            elif kind is Register:
-                self.kinds[message.number] = message.spec
-            elif kind is Function:
+            if kind is Function:
                 self.blobs[message.function] = message.blob
             elif kind is World:
                 worlds.apply(message.blob)
-            elif kind is Revoke:
-                runs = set(message.runs)
-                self.queue = deque(run for run in self.queue if run.run not in runs)
             elif kind is Adopt:
                 adoption.adopt(message, self.engine, self.blobs)
             elif kind is Configure:
                 self.executor.configure(message)
-            elif kind is Exit or kind is Shutdown:
-                self.leaving = True
 
     def _token(self) -> int:
         try:
             data = os.read(self._tokens, 1)
         except BlockingIOError:
-            return -1
-        return data[0] if data else -1
+            return NO_TOKEN
+        return data[0] if data else NO_TOKEN
 
     def next_run(self) -> Run | None:
         """The next run to start; waits for it. None when the worker is to end."""
         link = self.engine.link
+        machine = self.machine
         while True:
             if self.engine.inbox:
                 self.take_in()
-            queue = self.queue
-            if queue:
-                if queue[0].started:
-                    return queue.popleft()
-                token = self._token()
-                if token >= 0:
-                    while True:
-                        while queue and queue[0].run & 0xFF != token:
-                            queue.popleft()
-                        if queue:
-                            return queue.popleft()
-                        self._receive(self._poll)
-                        self.take_in()
-                        queue = self.queue
-                self._receive(self._poll_both)
+            run = machine.next_run()
+            if run is not None:
+                return run
+            if machine.wants_token and not link.dead:
+                machine.token = self._token()
+                if machine.token < 0:
+                    self._receive(self._poll_both)
                 continue
-            if self.leaving or link.dead:
+            if machine.done or link.dead:
                 return None
             self._receive(self._poll)
 
