@@ -409,8 +409,9 @@ class NodeMachine:
         peer = worker.peer
         assert peer is not None
         peer.session = session
-        own = environment[:16]
-        blob = self.functions.get(own, b"") if own else b""
+        own = environment[:16] if environment[:16] in self.functions else b""
+        peer.process = environment[len(own) :]
+        blob = self.functions[own] if own else b""
         self.send(peer, Adopt(session, own, blob, threads, list(gpus), self.config.cluster, b""))
 
     def stop(self, reason: str) -> None:

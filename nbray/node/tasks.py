@@ -196,7 +196,8 @@ class Tasks:
                 send(peer, FunctionMessage(function, self.node.functions.get(function, b""), kind.spec.name))
             send(peer, Register(kind.number, kind.spec))
         if task.world != worker.world:
-            worker.world = task.world
+            # What a task submits lives in the world of the task.
+            worker.world = peer.world = task.world
             send(peer, WorldMessage(task.world, self.node.worlds.get(task.world, b"")))
         if kind.spec.kind == CREATE_ACTOR:
             self.node.actors.configure(worker, task)

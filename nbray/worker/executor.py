@@ -10,7 +10,6 @@ import asyncio
 import inspect
 import os
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -200,12 +199,10 @@ class Executor:
             retriable = spec.retry_exceptions or allows_retry(error, actors.retry_exceptions_of(method))
         else:
             retriable = spec.retry_exceptions or allows_retry(error, retry)
-        data = describe_failure(error, task=spec.name, node=self.engine.welcome.node, pid=os.getpid(), attempt=run.attempt)
-        if spec.kind == CREATE_ACTOR:
-            data = encode_system_error(
-                "ActorDiedError",
-                f"the constructor of {spec.name.partition('.')[0]} raised:\n" + "".join(traceback.format_exception_only(error)).strip(),
-            )
+        data = describe_failure(
+            error, task=spec.name, node=self.engine.welcome.node, pid=os.getpid(), attempt=run.attempt,
+            actor=spec.name.partition(".")[0] if spec.kind == CREATE_ACTOR else "",
+        )  # fmt: skip
         return Failed(run.run, started, seconds, data, bool(retriable) and isinstance(error, Exception))
 
     def _finish(self, report: Any, scopes: list[Scope]) -> None:
