@@ -598,6 +598,9 @@ class NodeMachine:
                 names.append(f"{peer.role} {peer.pid}" if peer is not None else "ended driver")
             else:
                 names.append(f"task {ids.short(holder)}" if holder in self.tasks.tasks else f"object {ids.short(holder)}")
+        for number in sorted(entry.pins or ()):
+            peer = self.peers.get(number)
+            names.append(f"views in {peer.role} {peer.pid}" if peer is not None else "views in a process that outlived its task")
         state = store.STATE_NAMES[entry.state]
         return ObjectRow(entry.id, entry.size, {"CREATED": "PENDING", "SPILLING": "ARENA", "RESTORING": "SPILLED"}.get(state, state), [self.config.node], names)
 
