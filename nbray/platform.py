@@ -23,6 +23,7 @@ _MADV_POPULATE_WRITE = 23
 _MAP_SHARED, _MAP_PRIVATE = 0x01, 0x02
 _PROT_READ_WRITE = 0x01 | 0x02
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _PAGE = 4096
 
 
@@ -137,6 +138,23 @@ def set_parent_death_signal(number: int) -> bool:
     The parent may have ended before: compare ``os.getppid()`` afterwards.
     """
     return LINUX and _libc().prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) == 0
+
+
+def adopt_orphans() -> bool:
+    """Become the parent of what the children of this process leave behind when they end. False where that does not exist."""
+    return LINUX and _libc().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def children_of_this_process() -> list[int]:
+    """Pids of the children of all threads; empty where the system does not tell."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/children") as file:
+                found += map(int, file.read().split())
+    except OSError:
+        pass
+    return found
 
 
 def process_descriptor(pid: int) -> int | None:

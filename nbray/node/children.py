@@ -1,22 +1,28 @@
 """What a node starts: the head of its host and the zygote that forks the workers.
 
-Both end with the node: each has the read end of a pipe whose other end only the node holds (and the zygote's workers die with their parent).
+Both end with the node: the head has the read end of a pipe and the zygote a socket whose other ends only the node holds. When the zygote ends before the
+node, its workers are ended by the kernel and become children of the node, which ends what they have started and reaps it all.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 from nbray import platform
 from nbray.clusters import Paths, python_command
-from nbray.worker.zygote_protocol import MESSAGE, decode, encode_fork
+from nbray.worker.zygote_protocol import MESSAGE, decode, encode_fork, encode_signal
 
 if TYPE_CHECKING:
     from nbray.node.machine import NodeConfig
+
+END_SECONDS = 2.0
+"""Seconds that head and zygote have for ending by themselves."""
 
 
 class Children:
@@ -27,44 +33,75 @@ class Children:
         self._arena = arena
         self._config = config
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
+        self.head_watch: int | None = None
+        """Readable when the head has ended."""
+        platform.adopt_orphans()
         self._start_zygote()
-        self._start_head()
+        self.start_head()
 
     # -- the zygote
 
     def _start_zygote(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         told = {"socket": theirs.fileno(), "arena": self._arena, "span": self._config.span, "node": self._config.node, "log": self._paths.log}
-        os.set_inheritable(self._arena, True)
         self.zygote_process = self._spawn(python_command("nbray.worker.zygote", json.dumps(told)), [theirs.fileno(), self._arena])
-        os.set_inheritable(self._arena, False)
         theirs.close()
         ours.setblocking(False)
         self.zygote = ours
 
-    def restart_zygote(self) -> None:
+    def restart_zygote(self, workers: list[int]) -> None:
+        """After it has ended: reap its workers (these pids) and what they have left behind, then start another one."""
         self.zygote.close()
         self.zygote_process.kill()
         self.zygote_process.wait()
+        self._reap_orphans(workers)
         self._start_zygote()
+
+    def _reap_orphans(self, workers: list[int]) -> None:
+        deadline = time.monotonic() + END_SECONDS
+        while time.monotonic() < deadline:
+            orphans = [pid for pid in platform.children_of_this_process() if pid != self.head_process.pid]
+            if not orphans:
+                return
+            for pid in orphans:
+                # A child that is not reaped keeps its number, so this can hit nobody else.
+                for end in (os.killpg, os.kill) if pid in workers else (os.kill,):
+                    try:
+                        end(pid, signal.SIGKILL)
+                    except (ProcessLookupError, PermissionError):
+                        continue
+                    break
+            for pid in orphans:
+                try:
+                    os.waitpid(pid, 0)
+                except ChildProcessError:
+                    pass
 
     def fork(self, number: int, sock: socket.socket, fds: list[int]) -> None:
         """Have a worker forked with these descriptors (its end of the connection, token pipe, interrupt pipe, life pipe); they are closed here."""
-        try:
-            socket.send_fds(self.zygote, [encode_fork(number)], [sock.fileno(), *fds])
-        except BlockingIOError:
-            self.zygote.setblocking(True)
-            socket.send_fds(self.zygote, [encode_fork(number)], [sock.fileno(), *fds])
-            self.zygote.setblocking(False)
-        except OSError:
-            pass  # The zygote is gone; its end-of-file starts another one, and this worker is reported as ended.
+        self._tell(encode_fork(number), [sock.fileno(), *fds])
         sock.close()
         for fd in fds:
             os.close(fd)
 
+    def signal(self, number: int, what: int, *, group: bool) -> None:
+        """Send a signal to a worker or its process group, if it has not ended."""
+        self._tell(encode_signal(number, what, group=group), [])
+
+    def _tell(self, packet: bytes, fds: list[int]) -> None:
+        try:
+            try:
+                socket.send_fds(self.zygote, [packet], fds)
+            except BlockingIOError:
+                self.zygote.setblocking(True)
+                socket.send_fds(self.zygote, [packet], fds)
+                self.zygote.setblocking(False)
+        except OSError:
+            pass  # The zygote is gone; its end-of-file starts another one, and its workers are reported as ended.
+
     def zygote_messages(self) -> list[tuple[str, int, int, int]]:
         """What the zygote reports: ("forked" or "exited" or "gone", worker, pid, wait status)."""
-        found = []
+        found: list[tuple[str, int, int, int]] = []
         while True:
             try:
                 data = self.zygote.recv(MESSAGE.size)
@@ -79,7 +116,7 @@ class Children:
 
     # -- the head
 
-    def _start_head(self) -> None:
+    def start_head(self) -> None:
         self.head_process = self._spawn(
             python_command(
                 "nbray.gcs.server", "--dir", self._paths.directory, "--database", self._paths.database, "--life-fd", str(self._life_read)
@@ -88,12 +125,14 @@ class Children:
         )
         self.head_watch = platform.process_descriptor(self.head_process.pid)
 
-    def restart_head(self) -> None:
-        """After it has ended."""
+    def head_ended(self) -> bool:
+        """Whether the head is gone; if so it is reaped, and `start_head` may be called."""
+        if self.head_process.poll() is None:
+            return False
         if self.head_watch is not None:
             os.close(self.head_watch)
-        self.head_process.wait()
-        self._start_head()
+            self.head_watch = None
+        return True
 
     def _spawn(self, command: list[str], fds: list[int]) -> subprocess.Popen[bytes]:
         with open(self._paths.log, "ab") as log:
@@ -101,14 +140,22 @@ class Children:
 
     # -- the end
 
-    def close(self) -> None:
-        """End both and wait for them."""
+    def close(self, *, workers: bool) -> None:
+        """End both, with the workers if there may be any, and wait for them."""
         os.close(self._life_write)
         self.zygote.close()
+        if not workers:
+            # It may still import what its first worker would need.
+            self.zygote_process.kill()
+        deadline = time.monotonic() + END_SECONDS
         for process in (self.zygote_process, self.head_process):
             try:
-                process.wait(1.0)
+                process.wait(max(deadline - time.monotonic(), 0.01))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        self._reap_orphans([])
         os.close(self._life_read)
+        if self.head_watch is not None:
+            os.close(self.head_watch)
+            self.head_watch = None

@@ -22,8 +22,8 @@ from typing import Any
 from nbray import platform
 from nbray.clusters import Paths
 from nbray.gcs.client import GcsClient
-from nbray.gcs.messages import HeadToNode, RegisterNode
 from nbray.gcs.messages import PROTOCOL as GCS_PROTOCOL
+from nbray.gcs.messages import HeadToNode, RegisterNode
 from nbray.messages import DRIVER, ClientToNode
 from nbray.node.children import Children
 from nbray.node.disk import Disk
@@ -45,6 +45,37 @@ MEMORY_CHECK = 0.25
 
 MEMORY_LIMIT = 0.95
 """Share of the memory limit from which on tasks are ended."""
+
+STEADY = 5.0
+"""A head or worker that ends sooner after its start (seconds) may do so again: the next one is started after a pause that doubles."""
+
+LONGEST_PAUSE = 5.0
+
+FAREWELL = 0.2
+"""Seconds that a node which ends has for sending its last messages."""
+
+
+class Backoff:
+    """When something that has ended may be started again: at once, but later and later if it never lives long."""
+
+    def __init__(self) -> None:
+        self._pause = 0.0
+        self._started = 0.0
+
+    def started(self, now: float) -> None:
+        self._started = now
+
+    def ended(self, now: float) -> float:
+        """When to start the next one."""
+        if now - self._started >= STEADY:
+            self._pause = 0.0
+            return now
+        self._pause = min(self._pause * 2 or 0.02, LONGEST_PAUSE)
+        return now + self._pause
+
+    def fine(self) -> None:
+        """It works: what ends later does so for another reason."""
+        self._pause = 0.0
 
 
 class WorkerLink:
@@ -69,9 +100,13 @@ class NodeServer:
         self.paths = paths
         self.memory_limit = memory_limit
         self.epoll = select.epoll()
-        self.handlers: dict[int, Callable[[int], None]] = {}
+        self.handlers: dict[int, Callable[[int], object]] = {}
         self.connections: dict[int, Connection] = {}
         self.links: dict[int, WorkerLink] = {}
+        self.forks: deque[int] = deque()
+        """Workers to be forked when `fork_at` has come."""
+        self.fork_at = 0.0
+        self.fork_pace = Backoff()
         self.numbers = 0
         self.stop_reason = ""
         self.memory = SharedMemory.create(config.span, portable=portable, directory=paths.spill)
@@ -82,6 +117,13 @@ class NodeServer:
         self.gcs = GcsClient(registration)
         self.machine = NodeMachine(config, self.gcs, time.monotonic())
         self.head: Connection | None = None
+        self.head_pace = Backoff()
+        self.head_pace.started(time.monotonic())
+        self.head_at = 0.0
+        """When the next head is to be started; 0 while one runs."""
+        self.throttled = False
+        """Whether drivers are not listened to, because the head does not take what is to be recorded."""
+        self.wake_read, self.wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.disk = Disk(paths.spill, self.memory)
         self.held_back: list[Peer] = []
         self.held_since = 0.0
@@ -92,10 +134,19 @@ class NodeServer:
         self.watch(self.listener.fileno(), self._accept)
         self.watch(self.children.zygote.fileno(), self._zygote_speaks)
         self.watch(self.disk.wake, self._disk_done)
+        self.watch(self.wake_read, self._woken)
         if self.children.head_watch is not None:
             self.watch(self.children.head_watch, self._head_died)
 
-    def watch(self, fd: int, handler: Callable[[int], None]) -> None:
+    def stop(self, reason: str) -> None:
+        """End soon; for signal handlers, whose interruption a wait in the kernel survives."""
+        self.stop_reason = reason
+        os.write(self.wake_write, b"x")
+
+    def _woken(self, _mask: int) -> None:
+        os.read(self.wake_read, 4096)
+
+    def watch(self, fd: int, handler: Callable[[int], object]) -> None:
         self.handlers[fd] = handler
         self.epoll.register(fd, select.EPOLLIN)
 
@@ -120,11 +171,7 @@ class NodeServer:
             if self.held_back and (not events or now - self.held_since > HOLD_BACK):
                 self._let_go()
             if not events:
-                timeout = max(min(self.next_tick, self._gcs_time(now)) - now, 0.0)
-                try:
-                    events = poll(timeout)
-                except InterruptedError:
-                    continue
+                events = poll(max(min(self.next_tick, self._gcs_time(now)) - now, 0.0))
             for fd, mask in events:
                 handler = handlers.get(fd)
                 if handler is not None:
@@ -134,6 +181,10 @@ class NodeServer:
             self._perform()
             if now >= self.next_tick:
                 self.next_tick = now + machine.tick(now)
+                while self.forks and now >= self.fork_at:
+                    self._fork(self.forks.popleft())
+                if self.forks:
+                    self.next_tick = min(self.next_tick, self.fork_at)
                 self._watch_memory(now)
                 machine.settle(now)
                 self._perform()
@@ -158,10 +209,23 @@ class NodeServer:
             return
         if not connection.send(encode_frame(out)):
             peer.unsent = connection.unsent
-            self.epoll.modify(connection.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+            self._listen_to(connection, peer.role)
         worker = peer.worker
         if worker is not None and worker.tokens:
             self._grant(worker.number, worker.tokens)
+
+    def _listen_to(self, connection: Connection, role: str) -> None:
+        """Have the loop look for what is to be done for this connection."""
+        reads = 0 if self.throttled and role == DRIVER else select.EPOLLIN
+        self.epoll.modify(connection.sock.fileno(), reads | (select.EPOLLOUT if connection.unsent else 0))
+
+    def _throttle(self) -> None:
+        """Above its bound of unrecorded history the node takes in no more from drivers, until the head has recorded some (protocol section 8)."""
+        self.throttled = not self.throttled
+        for peer in self.machine.peers.values():
+            connection = self.connections.get(peer.number)
+            if peer.role == DRIVER and connection is not None and not connection.closed:
+                self._listen_to(connection, peer.role)
 
     def _perform(self) -> None:
         """Send what is to be sent and carry out the effects, until nothing is left.
@@ -198,7 +262,7 @@ class NodeServer:
         if kind is Fork:
             self._fork(effect.worker)
         elif kind is Kill:
-            self._kill(effect.worker, effect.pid)
+            self.children.signal(effect.worker, signal.SIGKILL, group=True)
         elif kind is TakeTokens:
             self._take_tokens(effect.worker)
         elif kind is Signal:
@@ -245,9 +309,12 @@ class NodeServer:
                 log.warning("refused a connection of user %s", credentials[1])
                 sock.close()
                 continue
-            self._admit(sock)
-            # The descriptor of the arena goes first; what follows are frames.
-            socket.send_fds(sock, [b"\0"], [self.memory.fd])
+            connection = self._admit(sock)
+            try:
+                # The descriptor of the arena goes first; what follows are frames.
+                socket.send_fds(sock, [b"\0"], [self.memory.fd])
+            except OSError:
+                self._drop(connection.number)  # Who has connected has left again.
 
     def _admit(self, sock: socket.socket) -> Connection:
         self.numbers += 1
@@ -260,7 +327,7 @@ class NodeServer:
         def speaks(mask: int) -> None:
             if mask & select.EPOLLOUT:
                 if connection.flush():
-                    self.epoll.modify(sock.fileno(), select.EPOLLIN)
+                    self._listen_to(connection, peer.role)
                 peer.unsent = connection.unsent
             if mask & ~select.EPOLLOUT:
                 try:
@@ -269,7 +336,7 @@ class NodeServer:
                         if messages:
                             machine.receive(peer, messages, clock())
                         return
-                except Exception as error:  # noqa: BLE001  (a peer that sends nonsense must not end the node)
+                except Exception as error:  # A peer that sends nonsense must not end the node.
                     log.exception("connection %s (pid %s) is closed: %s", number, peer.pid, error)
                 self._drop(number)
 
@@ -293,6 +360,12 @@ class NodeServer:
     # -- workers
 
     def _fork(self, number: int) -> None:
+        now = time.monotonic()
+        if now < self.fork_at:
+            self.forks.append(number)
+            self.next_tick = min(self.next_tick, self.fork_at)
+            return
+        self.fork_pace.started(now)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         token_read, token_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         interrupt_read, interrupt_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -314,19 +387,20 @@ class NodeServer:
             self.watch(fd, partial(self._raw_output, number, stream, fd))
         self.children.fork(number, theirs, [token_read, interrupt_read, life_write, out_write, err_write])
 
-    def _raw_output(self, number: int, stream: str, fd: int, _mask: int) -> None:
-        """What a worker writes below Python: by C code, or by the programs it starts."""
+    def _raw_output(self, number: int, stream: str, fd: int, _mask: int = 0) -> bool:
+        """What a worker writes below Python: by C code, or by the programs it starts. False when there is nothing (more) now."""
         try:
             data = os.read(fd, 1 << 16)
         except BlockingIOError:
-            return
+            return False
         if data:
             self.machine.raw_output(number, stream, data.decode(errors="replace"))
             while self.machine.complaints:
                 log.warning(self.machine.complaints.pop())
-        else:
-            self.unwatch(fd)
-            os.close(fd)
+            return True
+        self.unwatch(fd)
+        os.close(fd)
+        return False
 
     def _zygote_speaks(self, _mask: int) -> None:
         for kind, number, pid, status in self.children.zygote_messages():
@@ -348,32 +422,33 @@ class NodeServer:
             self.unwatch(connection.sock.fileno())
             if peer is not None:
                 try:
-                    while messages := connection.receive():
+                    for messages in connection.drain():
                         self.machine.receive(peer, messages, now)
                 except Exception as error:  # noqa: BLE001
                     log.warning("the last words of worker %s could not be read: %s", link.pid, error)
             connection.close()
+        for stream, fd in zip(("stdout", "stderr"), link.output, strict=True):
+            while fd in self.handlers and self._raw_output(number, stream, fd):
+                pass
         unread = self._read_tokens(link)
         for fd in (link.token_read, link.token_write, link.interrupt):
             os.close(fd)
         del self.links[number]
+        if peer is not None and peer.worker is not None:
+            self.fork_pace.fine()
+        else:
+            log.warning("a worker (pid %s) has ended before it said hello: it %s", link.pid, how_it_ended(status))
+            self.fork_at = self.fork_pace.ended(now)
         self.machine.worker_exited(number, how_it_ended(status), unread, now)
 
     def _zygote_died(self) -> None:
         log.warning("the zygote has ended and is started again; its workers are gone")
         self.unwatch(self.children.zygote.fileno())
         links = list(self.links.items())
-        self.children.restart_zygote()
+        self.children.restart_zygote([link.pid for _, link in links if link.pid])
         self.watch(self.children.zygote.fileno(), self._zygote_speaks)
         for number, link in links:
             self._worker_exited(number, link, signal.SIGKILL)
-
-    def _kill(self, number: int, pid: int) -> None:
-        link = self.links.get(number)
-        pid = pid or (link.pid if link is not None else 0)
-        if link is None or not pid:
-            return
-        _kill_group(pid)
 
     def _read_tokens(self, link: WorkerLink) -> list[int]:
         tokens: list[int] = []
@@ -395,9 +470,9 @@ class NodeServer:
             return
         try:
             os.write(link.interrupt, effect.run.to_bytes(4, "little"))
-            os.kill(effect.pid, signal.SIGINT)
-        except (BlockingIOError, ProcessLookupError):
-            pass
+        except (BlockingIOError, BrokenPipeError):
+            return  # It has ended, or has not looked at thousands of interrupts.
+        self.children.signal(effect.worker, signal.SIGINT, group=False)
 
     # -- disk
 
@@ -425,21 +500,27 @@ class NodeServer:
     # -- the head
 
     def _gcs_time(self, now: float) -> float:
+        due = self.gcs.deadline() or now + 60.0
         if self.head is None:
-            return max(self.next_head, now + 0.001)
-        return self.gcs.deadline() or now + 60.0
+            due = min(due, self.head_at or self.next_head)
+        return max(due, now + 0.001) if self.head is None else due
 
     def _talk_to_head(self, now: float) -> None:
+        # Also without a head: what is to be recorded is packed, and counted.
+        messages = self.gcs.output(now)
+        if messages:
+            self._say(messages)
         if self.head is None:
-            if now >= self.next_head:
+            if self.head_at:
+                if now >= self.head_at:
+                    self._start_head(now)
+            elif now >= self.next_head:
                 self._connect_head(now)
-        else:
-            messages = self.gcs.output(now)
-            if messages:
-                self._say(messages)
         settled = self.gcs.expire(now)
         if settled:
             self.machine.gcs_settled(settled, now)
+        if self.gcs.full is not self.throttled:
+            self._throttle()
 
     def _say(self, messages: list[Any]) -> None:
         head = self.head
@@ -453,6 +534,8 @@ class NodeServer:
         except OSError as error:
             sock.close()
             self.next_head = now + (0.005 if now - self.head_gone_since < 2.0 else 0.1)
+            if self.children.head_watch is None and self.children.head_ended():
+                self.head_at = self.head_pace.ended(now)
             if error.errno not in {errno.ENOENT, errno.ECONNREFUSED}:
                 log.warning("the head cannot be reached: %s", error)
             return
@@ -485,11 +568,17 @@ class NodeServer:
 
     def _head_died(self, _mask: int) -> None:
         watch = self.children.head_watch
-        if watch is not None:
-            self.unwatch(watch)
+        if watch is None or not self.children.head_ended():
+            return
+        self.unwatch(watch)
         self._lose_head()
+        self.head_at = self.head_pace.ended(time.monotonic())
+
+    def _start_head(self, now: float) -> None:
         log.warning("the head has ended and is started again")
-        self.children.restart_head()
+        self.head_at = 0.0
+        self.head_pace.started(now)
+        self.children.start_head()
         if self.children.head_watch is not None:
             self.watch(self.children.head_watch, self._head_died)
 
@@ -498,10 +587,6 @@ class NodeServer:
     def close(self) -> None:
         """End everything that this node started and remove its files."""
         self._let_go()
-        self.children.head_watch = None
-        for link in self.links.values():
-            if link.pid:
-                _kill_group(link.pid)
         if self.head is not None:
             self.head.sock.setblocking(True)
             self.head.sock.settimeout(1.0)
@@ -510,12 +595,8 @@ class NodeServer:
                 self.head.sock.sendall(encode_frame(self.gcs.stop(time.monotonic(), self.stop_reason)))
             except OSError:
                 pass
-        self.children.close()
-        deadline = time.monotonic() + 0.2
-        pending = deque(self.connections.values())
-        while pending and time.monotonic() < deadline:
-            if pending[0].flush():
-                pending.popleft()
+        self._say_farewell()
+        self.children.close(workers=any(link.pid for link in self.links.values()))
         self.listener.close()
         self.disk.close()
         self.memory.close()
@@ -523,20 +604,22 @@ class NodeServer:
         for connection in self.connections.values():
             connection.close()
 
+    def _say_farewell(self) -> None:
+        """Drivers learn why the cluster ends, if they listen."""
+        deadline = time.monotonic() + FAREWELL
+        for peer in self.machine.peers.values():
+            connection = self.connections.get(peer.number)
+            if connection is None or peer.worker is not None:
+                continue
+            poll = select.poll()
+            poll.register(connection.sock, select.POLLOUT)
+            while not connection.flush() and (left := deadline - time.monotonic()) > 0:
+                poll.poll(left * 1000)
+
 
 def _reopen(pipe: int) -> int:
     """The same read end under a descriptor of its own: the worker's copy of the other is closed, this one stays."""
     return os.dup(pipe)
-
-
-def _kill_group(pid: int) -> None:
-    """End a worker and what it started; a worker that has not yet become the leader of its group is ended alone."""
-    for end in (os.killpg, os.kill):
-        try:
-            end(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            continue
-        return
 
 
 def how_it_ended(status: int) -> str:
@@ -576,7 +659,7 @@ def main() -> None:
     server = NodeServer(config, paths, memory_limit=told["memory_limit"], portable=told["portable"])
 
     def terminate(_number: int, _frame: Any) -> None:
-        server.stop_reason = "SIGTERM"
+        server.stop("it was told to by SIGTERM")
 
     signal.signal(signal.SIGTERM, terminate)
     platform.set_process_title("nbray node")

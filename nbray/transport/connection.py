@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from nbray.transport.frames import FrameReader
@@ -36,6 +37,17 @@ class Connection:
         if not data:
             return None
         return self._reader.feed(data)
+
+    def drain(self) -> Iterator[list[Any]]:
+        """All messages that have arrived, however many reads that takes."""
+        while True:
+            try:
+                data = self.sock.recv(_READ)
+            except OSError:
+                return
+            if not data:
+                return
+            yield self._reader.feed(data)
 
     def send(self, frame: bytes) -> bool:
         """Send a frame, or keep what does not fit into the socket now; False if there is a rest (then call `flush` when writable)."""

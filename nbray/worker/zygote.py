@@ -1,7 +1,7 @@
 """The zygote: a process that has imported what workers need and forks them in 2 ms (design section 3).
 
 Single-threaded when it forks, and it uses nothing it has imported: no thread pool, no random state, no Arrow memory is inherited. It reaps its
-workers and reports how they ended, and ends with its node.
+workers and reports how they ended. When its node has ended, so do the workers and all that they have started, then the zygote.
 """
 
 from __future__ import annotations
@@ -13,12 +13,18 @@ import select
 import signal
 import socket
 import sys
+import time
 from typing import Any
+
+from nbray import platform
 
 BLAS_VARIABLES = (
     "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS",
 )  # fmt: skip
 WORKER_FDS = 6
+
+END_SECONDS = 2.0
+"""Seconds for which a zygote that ends waits for what it has killed."""
 
 
 def _import_ahead() -> None:
@@ -28,7 +34,7 @@ def _import_ahead() -> None:
         os.environ[name] = "1"
     import cloudpickle
     import msgspec
-    import numpy
+    import numpy as np
     import numpy.random
 
     import nbray.api.actor
@@ -36,7 +42,7 @@ def _import_ahead() -> None:
     import nbray.api.functions
     import nbray.worker.main
 
-    _ = cloudpickle, msgspec, numpy, nbray
+    _ = cloudpickle, msgspec, np, nbray
     for name, value in chosen.items():
         if value is None:
             os.environ.pop(name, None)
@@ -50,7 +56,9 @@ class Zygote:
     def __init__(self, told: dict[str, Any]) -> None:
         self.told = told
         self.node = socket.socket(fileno=told["socket"])
-        self.workers: dict[int, int] = {}
+        self.pids: dict[int, int] = {}
+        """Worker -> pid, of those that are not reaped."""
+        self.numbers: dict[int, int] = {}
         self.wake_read, self.wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
@@ -59,35 +67,58 @@ class Zygote:
         poll = select.poll()
         poll.register(self.node, select.POLLIN)
         poll.register(self.wake_read, select.POLLIN)
-        while True:
-            for fd, _ in poll.poll():
-                if fd == self.wake_read:
-                    os.read(self.wake_read, 4096)
-                    self._reap()
-                elif not self._serve():
-                    return
+        try:
+            while True:
+                for fd, _ in poll.poll():
+                    if fd == self.wake_read:
+                        os.read(self.wake_read, 4096)
+                        self._reap()
+                    elif not self._serve():
+                        return
+        except (BrokenPipeError, ConnectionResetError):
+            return  # The node has ended between two packets.
+        finally:
+            self._end_all()
 
     def _serve(self) -> bool:
-        from nbray.worker.zygote_protocol import MESSAGE, decode_fork, encode_forked
+        from nbray.worker.zygote_protocol import FORK, MESSAGE, decode_order
 
         data, fds, _, _ = socket.recv_fds(self.node, MESSAGE.size, WORKER_FDS)
         if not data:
             return False
-        number = decode_fork(data)
-        pid = os.fork()
+        kind, number, sent, group = decode_order(data)
+        if kind == FORK:
+            self._fork(number, fds)
+        elif (pid := self.pids.get(number)) is not None:
+            _signal(pid, sent, group)
+        return True
+
+    def _fork(self, number: int, fds: list[int]) -> None:
+        from nbray.worker.zygote_protocol import encode_exited, encode_forked
+
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            # Too many processes, or no memory: the node tries again later.
+            sys.stderr.write(f"no worker could be forked: {error}\n")
+            pid = -1
         if pid == 0:
-            self._become_worker(number, fds)
+            self._become_worker(number, fds, parent)
+        for fd in fds:
+            os.close(fd)
+        if pid < 0:
+            self.node.send(encode_exited(number, 0, 1 << 8))
+            return
         try:
             os.setpgid(pid, pid)
         except OSError:
             pass  # The child has done it, or is gone.
-        for fd in fds:
-            os.close(fd)
-        self.workers[pid] = number
+        self.pids[number] = pid
+        self.numbers[pid] = number
         self.node.send(encode_forked(number, pid))
-        return True
 
-    def _become_worker(self, number: int, fds: list[int]) -> None:
+    def _become_worker(self, number: int, fds: list[int], parent: int) -> None:
         from nbray.worker.main import run_worker
 
         status = 1
@@ -98,8 +129,8 @@ class Zygote:
             self.node.close()
             os.close(self.wake_read)
             os.close(self.wake_write)
-            status = run_worker(number, fds, self.told, os.getppid())
-        except BaseException:
+            status = run_worker(number, fds, self.told, parent)
+        except BaseException:  # noqa: BLE001  (it goes to the log; a child must never return into the zygote's loop)
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(status)
@@ -115,30 +146,51 @@ class Zygote:
             if found is None:
                 return
             pid = found.si_pid
-            try:
-                # What the worker's code has started ends with it; while the worker is a zombie its group's number cannot be another's.
-                os.killpg(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
+            number = self.numbers.pop(pid, None)
+            if number is None:
+                # Something that a worker had started and that has outlived it.
+                os.waitpid(pid, 0)
+                continue
+            # What the worker's code has started ends with it; while the worker is a zombie its group's number cannot be another's.
+            _signal(pid, signal.SIGKILL, True)
             _, status = os.waitpid(pid, 0)
-            number = self.workers.pop(pid, None)
-            if number is not None:
-                self.node.send(encode_exited(number, pid, status))
+            del self.pids[number]
+            self.node.send(encode_exited(number, pid, status))
+
+    def _end_all(self) -> None:
+        """End the workers and whatever they have started, also what has left their process groups: it comes to us when its parent ends."""
+        for pid in self.pids.values():
+            _signal(pid, signal.SIGKILL, True)
+        deadline = time.monotonic() + END_SECONDS
+        while time.monotonic() < deadline:
+            for pid in platform.children_of_this_process():
+                _signal(pid, signal.SIGKILL, pid in self.numbers)
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                return
+
+
+def _signal(pid: int, number: int, group: bool) -> None:
+    """Signal a child, or its group; a child that does not lead its group yet is signalled alone."""
+    for send in (os.killpg, os.kill) if group else (os.kill,):
+        try:
+            send(pid, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+        return
 
 
 def main() -> None:
     """Entry point: ``python -P -m nbray.worker.zygote``, told what it is by a JSON object in argv[1]."""
     told = json.loads(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    from nbray import platform
-
     platform.set_process_title("nbray zygote")
-    platform.set_parent_death_signal(signal.SIGKILL)
+    platform.adopt_orphans()
     _import_ahead()
     gc.collect()
     gc.freeze()
     Zygote(told).run()
-
 
 
 if __name__ == "__main__":
