@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from numbers import Real
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from nbray import ids
@@ -77,6 +78,9 @@ def put(value: T) -> ObjectRef[T]:
     return context.require().engine.put(value)
 
 
+_ID = attrgetter("_id")
+
+
 def wait(
     refs: list[ObjectRef[T]], *, num_returns: int = 1, timeout: float | None = None, fetch_local: bool = True
 ) -> tuple[list[ObjectRef[T]], list[ObjectRef[T]]]:
@@ -92,7 +96,7 @@ def wait(
         raise TypeError(f"wait() takes a list of refs, not {_shown(given)}{hint}")
     try:
         # Called in loops over thousands of refs: one pass that touches nothing but their ids.
-        distinct = len({ref._id for ref in given})
+        distinct = len(set(map(_ID, given)))
     except AttributeError:
         distinct = _distinct(given)
     if timeout is not None:

@@ -136,7 +136,7 @@ def serialize(value: Any, name: str = "the value") -> Serialized:
     if kind in _ATOMS or (kind in _CONTAINERS and len(value) <= _SHALLOW and _is_shallow(kind, value)):
         data = _dumps(value, 5)
         return Serialized(PICKLE, data, len(data))
-    if kind is list and _ref_class is not None and type(value[0]) is _ref_class:
+    if kind is list and type(value[0]) is (_ref_class or _known_ref_class()):
         serialized = _serialize_refs(value)
         if serialized is not None:
             return serialized
@@ -306,6 +306,11 @@ def all_refs() -> list[Any]:
 class _AllRefs:
     def __reduce__(self) -> tuple[Any, ...]:
         return all_refs, ()
+
+
+def _known_ref_class() -> type | None:
+    _find_classes()
+    return _ref_class
 
 
 def _serialize_refs(value: list[Any]) -> Serialized | None:
