@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nbray import ids
+from nbray.worker.world import own
 from nbray.worker.zygote import BLAS_VARIABLES
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def adopt(message: Adopt, engine: LocalEngine, blobs: dict[bytes, bytes]) -> None:
     """Become a worker of ``message.session``."""
     if message.gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, message.gpus))
+        own.environment["CUDA_VISIBLE_DEVICES"] = os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, message.gpus))
     set_threads(message.cpus)
     if message.blob:
         from nbray.worker import runtime_env
@@ -31,7 +32,7 @@ def set_threads(count: int) -> None:
     if any(os.environ.get(name) for name in BLAS_VARIABLES):
         return
     for name in BLAS_VARIABLES:
-        os.environ[name] = str(count)
+        own.defaults[name] = os.environ[name] = str(count)
     if count > 1 and "numpy" in sys.modules:
         from threadpoolctl import threadpool_limits
 
