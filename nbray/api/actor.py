@@ -18,10 +18,10 @@ import msgspec
 
 from nbray import ids
 from nbray.api import context, options
-from nbray.api.arguments import KINDS, Arguments, signature_of
+from nbray.api.arguments import KINDS, Arguments, name_culprit, signature_of
 from nbray.api.functions import FunctionExport, Version, register
 from nbray.engine.base import Engine
-from nbray.errors import ActorDiedError, PendingCallsLimitExceededError
+from nbray.errors import ActorDiedError, PendingCallsLimitExceededError, SerializationError
 from nbray.messages import ACTOR_CALL, CREATE_ACTOR, STREAMING, ActorInfo, ActorOptions, TaskClass
 
 T = TypeVar("T")
@@ -275,7 +275,10 @@ class ActorMethod:
             bound = called.bind(engine)
         if handle._nbray_pending is not None:
             return handle._nbray_call_limited(called, args, kwargs)
-        return engine.call(handle._nbray_id, bound[1], args, kwargs)
+        try:
+            return engine.call(handle._nbray_id, bound[1], args, kwargs)
+        except SerializationError as error:
+            raise name_culprit(error, args, kwargs, self) from error.__cause__
 
     def options(self, **given: Any) -> ActorMethod:
         """The same method with other options: ``num_returns``, ``concurrency_group``, ``max_task_retries``, ``retry_exceptions``."""
@@ -453,7 +456,10 @@ class ActorClass(Generic[T]):
             bound = self._bind(runtime, version)
         _, _, number, actor_options, table = bound
         engine = runtime.engine
-        actor, info = engine.create_actor(number, actor_options, args, kwargs)
+        try:
+            actor, info = engine.create_actor(number, actor_options, args, kwargs)
+        except SerializationError as error:
+            raise name_culprit(error, args, kwargs, self._class) from error.__cause__
         if info is not None and info.actor != actor:
             return ActorHandle.weak(engine, info)
         hold = None if actor_options.detached else engine.hold_actor(actor)

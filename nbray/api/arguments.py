@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nbray.errors import SerializationError
+
 _SHAPES_LIMIT = 1000
 
 KINDS = (
@@ -24,6 +26,16 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
         return inspect.signature(function)
     except (TypeError, ValueError):
         return None
+
+
+def name_culprit(
+    error: SerializationError, args: tuple[Any, ...], kwargs: Mapping[str, Any], function: Callable[..., Any]
+) -> SerializationError:
+    """The error with the name of the parameter whose argument cannot be sent; the engine knows only its place."""
+    from nbray.store.culprit import explain_arguments
+
+    cause = error.__cause__
+    return explain_arguments(cause if isinstance(cause, Exception) else error, args, kwargs, function)
 
 
 class Arguments:

@@ -15,8 +15,9 @@ from msgspec.structs import replace
 
 from nbray.api import context, options
 from nbray.api.actor import ActorClass
-from nbray.api.arguments import Arguments, signature_of
+from nbray.api.arguments import Arguments, name_culprit, signature_of
 from nbray.api.functions import FunctionExport, Version, register
+from nbray.errors import SerializationError
 from nbray.messages import TASK, TaskClass
 
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ class RemoteFunction(Generic[P, R]):
         bound = self._bound
         if bound[1] is not version or bound[0] is not runtime:
             bound = self._bind(runtime, version)
-        return bound[3](bound[2], args, kwargs)  # type: ignore[no-any-return]
+        try:
+            return bound[3](bound[2], args, kwargs)  # type: ignore[no-any-return]
+        except SerializationError as error:
+            raise name_culprit(error, args, kwargs, self._function) from error.__cause__
 
     def options(self, **given: Any) -> RemoteFunction[P, Any]:
         """The same function with other options; see `nbray.remote` for which there are. Raises ValueError or TypeError naming a wrong one."""
