@@ -16,6 +16,7 @@ from typing import Any
 
 import nbray
 from nbray import failure_codec
+from nbray.api import readonly
 from nbray.api.functions import pickle_alone
 from nbray.errors import ActorDiedError, TaskError
 from nbray.failure_codec import UserFailure
@@ -91,6 +92,7 @@ def describe_failure(
     ``task``: its name; ``node``, ``pid``, ``attempt``: where it ran, for the message. ``actor``: name of the actor class whose constructor
     this was; its calls then raise an ActorDiedError that is an instance of the user's class too.
     """
+    readonly.explain(error)
     cause, why = _freeze(error)
     return failure_codec.encode_user_failure(
         UserFailure(

@@ -11,7 +11,7 @@ from typing import Any
 
 from nbray import clusters, ids, platform
 from nbray import config as configuration
-from nbray.api import context
+from nbray.api import context, readonly
 from nbray.api.world import WorldWatch
 from nbray.clusters import MIN_STORE, ClusterRecord
 from nbray.engine.local import LocalEngine
@@ -97,7 +97,9 @@ def init(
     record = clusters.find_cluster(wanted, settings)
     if record is None and address not in (None, "local"):
         alive = ", ".join(sorted(r.name for r in clusters.list_clusters(settings))) or "none"
-        raise ConnectionError(f"no cluster {wanted or 'default'!r} runs here (running: {alive}); nbray.init() without address starts one")
+        raise ConnectionError(
+            f"no cluster {wanted or 'default'!r} runs here (running: {alive}); nbray.init() without address starts one"
+        )
     started = record is None
     if record is None:
         record = _start(wanted or settings.cluster or "default", asked, seed, settings)
@@ -107,7 +109,9 @@ def init(
     engine = connect(record, DRIVER, session or f"process-{os.getpid()}", label, namespace or "", keep)
     if log_to_driver:
         engine.on_output = print_output
-    runtime = context.Runtime(engine, namespace=namespace or session or f"process-{os.getpid()}-{engine.welcome.job}")
+    runtime = context.Runtime(
+        engine, namespace=namespace or session or f"process-{os.getpid()}-{engine.welcome.job}"
+    )
     watch = WorldWatch(engine)
     engine.before_submit = watch.check
     global _keep, _decide, _registered
@@ -115,17 +119,20 @@ def init(
     _decide = None
     context.install(runtime)
     engine.link.start()
+    readonly.watch()
     if not _registered:
         _registered = True
         atexit.register(_at_exit)
     return ClusterInfo(engine.details(), started)
 
 
-def _asked(
-    num_cpus: int | None, num_gpus: int | None, resources: Mapping[str, float] | None, store: int | None
-) -> dict[str, float]:
+def _asked(num_cpus: Any, num_gpus: Any, resources: Mapping[str, Any] | None, store: Any) -> dict[str, float]:
     asked: dict[str, float] = {}
-    for name, value, least in (("num_cpus", num_cpus, 0), ("num_gpus", num_gpus, 0), ("object_store_memory", store, MIN_STORE)):
+    for name, value, least in (
+        ("num_cpus", num_cpus, 0),
+        ("num_gpus", num_gpus, 0),
+        ("object_store_memory", store, MIN_STORE),
+    ):
         if value is None:
             continue
         if not isinstance(value, int | float) or isinstance(value, bool) or value < least:
@@ -135,18 +142,32 @@ def _asked(
         if key in (CPU, GPU):
             raise ValueError(f"resources={{{key!r}: ...}}: use num_{key.lower()}s= for this one")
         if not isinstance(amount, int | float) or amount < 0:
-            raise ValueError(f"resources={{{key!r}: {amount!r}}}: the amount should be a number of at least 0")
+            raise ValueError(
+                f"resources={{{key!r}: {amount!r}}}: the amount should be a number of at least 0"
+            )
         asked["resource:" + key] = amount
     return asked
 
 
-def _start(name: str, asked: dict[str, float], seed: int | None, settings: configuration.Settings) -> ClusterRecord:
+def _start(
+    name: str, asked: dict[str, float], seed: int | None, settings: configuration.Settings
+) -> ClusterRecord:
     cpus = asked.get("num_cpus", platform.available_cpus(settings.cpu_limit or None))
     memory = platform.available_memory(settings.memory_limit or None)
     gpus = asked.get("num_gpus", _visible_gpus())
-    store = int(asked.get("object_store_memory", settings.store_memory or max(memory * STORE_SHARE, MIN_STORE)))
+    store = int(
+        asked.get("object_store_memory", settings.store_memory or max(memory * STORE_SHARE, MIN_STORE))
+    )
     amounts = units({CPU: cpus, GPU: gpus, MEMORY: max(memory - store, 0)})
-    amounts.update(units({key.removeprefix("resource:"): value for key, value in asked.items() if key.startswith("resource:")}))
+    amounts.update(
+        units(
+            {
+                key.removeprefix("resource:"): value
+                for key, value in asked.items()
+                if key.startswith("resource:")
+            }
+        )
+    )
     cluster = ids.content_id(f"seed {seed}".encode()) if seed is not None else os.urandom(16)
     details = {"python": sys.version.split()[0], "seed": "" if seed is None else str(seed)}
     return clusters.start_cluster(
@@ -164,11 +185,17 @@ def _visible_gpus() -> int:
 
 def _compare(record: ClusterRecord, asked: dict[str, float]) -> None:
     """A cluster that runs has the size it has: say so instead of ignoring what was asked."""
-    has = {"num_cpus": record.resources.get(CPU, 0) / UNIT, "num_gpus": record.resources.get(GPU, 0) / UNIT, "object_store_memory": record.store_limit}
+    has = {
+        "num_cpus": record.resources.get(CPU, 0) / UNIT,
+        "num_gpus": record.resources.get(GPU, 0) / UNIT,
+        "object_store_memory": record.store_limit,
+    }
     for key, amount in record.resources.items():
         has["resource:" + key] = amount / UNIT
     different = [
-        f"{key.removeprefix('resource:')}={value:g} (it has {has.get(key, 0):g})" for key, value in asked.items() if has.get(key, 0) != value
+        f"{key.removeprefix('resource:')}={value:g} (it has {has.get(key, 0):g})"
+        for key, value in asked.items()
+        if has.get(key, 0) != value
     ]
     if different:
         raise ValueError(
@@ -177,17 +204,28 @@ def _compare(record: ClusterRecord, asked: dict[str, float]) -> None:
         )
 
 
-def connect(record: ClusterRecord, role: str = OBSERVER, session: str = "", label: str = "", namespace: str = "", keep: bool = False) -> LocalEngine:
+def connect(
+    record: ClusterRecord,
+    role: str = OBSERVER,
+    session: str = "",
+    label: str = "",
+    namespace: str = "",
+    keep: bool = False,
+) -> LocalEngine:
     """A connection to a cluster's node. Raises NodeDiedError when the node does not answer."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(HELLO_SECONDS)
         sock.connect(record.paths.node_socket)
         _, fds, _, _ = socket.recv_fds(sock, 1, 1)
-        engine = LocalEngine(sock, fds[0], Hello(PROTOCOL, role, os.getpid(), session, 0, keep, label, namespace))
+        engine = LocalEngine(
+            sock, fds[0], Hello(PROTOCOL, role, os.getpid(), session, 0, keep, label, namespace)
+        )
     except OSError as error:
         sock.close()
-        raise NodeDiedError(f"the cluster {record.name!r} (pid {record.pid}) does not answer: {error}; its log: {record.paths.log}") from error
+        raise NodeDiedError(
+            f"the cluster {record.name!r} (pid {record.pid}) does not answer: {error}; its log: {record.paths.log}"
+        ) from error
     engine.welcome.details.update(
         node_pid=str(record.pid), directory=record.paths.directory, spill=record.paths.spill, log=record.paths.log, session=session,
         store=str(record.store_limit),
@@ -253,7 +291,15 @@ def shutdown(*, stop: bool = True, force: bool = False) -> None:
         raise
     if stop and "node_pid" in details:
         record = clusters.ClusterRecord(
-            details["name"], int(details["node_pid"]), "", clusters.Paths(details["directory"], details["spill"]), {}, 0, 0.0, "", True
+            details["name"],
+            int(details["node_pid"]),
+            "",
+            clusters.Paths(details["directory"], details["spill"]),
+            {},
+            0,
+            0.0,
+            "",
+            True,
         )
         clusters.wait_gone(record)
 
