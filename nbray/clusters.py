@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -30,8 +31,12 @@ from nbray.errors import NbrayError
 SOCKET_LIMIT = 100
 """Longest path of a Unix socket, bytes (the kernel's limit is 108)."""
 
+ENDING = ".ending-"
+"""In the names of directories that are being removed."""
+
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
+PROBE_BYTES = 64 << 10
 MIN_STORE = 16 << 20
 
 
@@ -93,9 +98,14 @@ class Paths:
         os.replace(temporary, self.record)
 
     def remove(self) -> None:
-        """Remove all files of the cluster."""
-        shutil.rmtree(self.spill, ignore_errors=True)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Remove all files of the cluster. They vanish at once under their names, so that a new cluster of the same name does not meet them."""
+        for path in (self.spill, self.directory):
+            aside = f"{path}{ENDING}{os.getpid()}"
+            try:
+                os.rename(path, aside)
+            except OSError:
+                aside = path
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,11 @@ def runtime_root(settings: Settings) -> str:
     else:
         if settings.user_runtime_dir:
             candidates.append(os.path.join(settings.user_runtime_dir, "nbray"))
-        candidates += [os.path.join(place, user) for place in (settings.temp_dir, "/tmp", "/var/tmp", "/dev/shm") if place]
+        candidates += [
+            os.path.join(place, user)
+            for place in (settings.temp_dir, "/tmp", "/var/tmp", "/dev/shm")
+            if place
+        ]
     reasons = []
     for candidate in candidates:
         if len(os.path.join(candidate, "x" * 24, "node.sock")) > SOCKET_LIMIT:
@@ -134,16 +148,15 @@ def runtime_root(settings: Settings) -> str:
             continue
         try:
             private_directory(candidate)
-            probe = tempfile.TemporaryFile(dir=candidate)
-            with probe:
-                probe.write(b"x" * 4096)
-                probe.flush()
+            _probe(candidate)
         except OSError as error:
             reasons.append(f"{candidate}: {error.strerror or error}")
             continue
         return candidate
     raise NbrayError(
-        "there is no directory for nbray's sockets: " + "; ".join(reasons) + ". Set NBRAY_RUNTIME_DIR to a short path of a directory that you can write."
+        "there is no directory for nbray's sockets: "
+        + "; ".join(reasons)
+        + ". Set NBRAY_RUNTIME_DIR to a short path of a directory that you can write."
     )
 
 
@@ -163,15 +176,42 @@ def private_directory(path: str) -> None:
 
 
 def spill_root(settings: Settings) -> str:
-    """A directory on a local disk for spilled objects and the database."""
+    """A directory on a local disk, with room, for spilled objects and the database. Raises NbrayError when there is none."""
     if settings.spill_dir:
-        os.makedirs(settings.spill_dir, mode=0o700, exist_ok=True)
+        try:
+            os.makedirs(settings.spill_dir, mode=0o700, exist_ok=True)
+            _probe(settings.spill_dir)
+        except OSError as error:
+            raise NbrayError(
+                f"NBRAY_SPILL_DIR={settings.spill_dir} cannot be written: {error.strerror or error}"
+            ) from None
         return settings.spill_dir
-    places = [place for place in (settings.temp_dir, "/tmp", "/var/tmp") if place and os.access(place, os.W_OK | os.X_OK)]
-    for place in places:
+    usable, reasons = [], []
+    for place in (settings.temp_dir, "/tmp", "/var/tmp", runtime_root(settings)):
+        if not place or place in usable:
+            continue
+        try:
+            _probe(place)
+        except OSError as error:
+            reasons.append(f"{place}: {error.strerror or error}")
+            continue
         if platform.filesystem_kind(place) == "local":
             return place
-    return places[0] if places else runtime_root(settings)
+        usable.append(place)
+    if not usable:
+        raise NbrayError(
+            "there is no directory for spilled objects and the database: "
+            + "; ".join(reasons)
+            + ". Make room, or set NBRAY_SPILL_DIR to a directory on a local disk that you can write."
+        )
+    return usable[0]
+
+
+def _probe(directory: str) -> None:
+    """Raises OSError when nothing can be written there: no permission, read-only, full."""
+    with tempfile.TemporaryFile(dir=directory) as probe:
+        probe.write(b"x" * PROBE_BYTES)
+        probe.flush()
 
 
 def directory_name(name: str) -> str:
@@ -187,36 +227,60 @@ def _records(root: str) -> Iterator[ClusterRecord]:
     for entry in sorted(Path(root).glob("*/cluster.json")):
         try:
             told = json.loads(entry.read_text())
-            paths = Paths(**told["paths"])
+            # Where the file lies counts, not what it says: a directory that is being removed has another name by now.
+            paths = Paths(str(entry.parent), told["paths"]["spill"])
+            alive = ENDING not in paths.directory and told["boot"] == platform.boot_id() and _locked(paths.directory)
+            yield ClusterRecord(
+                told["name"],
+                told["pid"],
+                told["node"],
+                paths,
+                told["resources"],
+                told["store_limit"],
+                told["created"],
+                told["python"],
+                alive,
+                told.get("details", {}),
+            )
         except (OSError, ValueError, KeyError, TypeError):
             continue
-        yield ClusterRecord(
-            told["name"], told["pid"], told["node"], paths, told["resources"], told["store_limit"], told["created"], told["python"],
-            _alive(paths, told.get("boot", "")), told.get("details", {}),
-        )  # fmt: skip
 
 
-def _alive(paths: Paths, boot: str) -> bool:
-    if boot != platform.boot_id():
-        return False
+def _locked(directory: str) -> bool:
+    """Whether a node lives in this directory."""
     try:
-        os.close(paths.lock())
-    except BlockingIOError:
-        return True
+        fd = os.open(os.path.join(directory, "lock"), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
+    try:
+        # Shared: several that look at the same time must not take each other for the node.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
     return False
 
 
 def list_clusters(settings: Settings | None = None) -> list[ClusterRecord]:
-    """The live clusters of this user; what crashed runs have left behind is removed."""
-    found = []
-    for record in _records(runtime_root(settings or configuration.settings())):
-        if record.alive:
-            found.append(record)
-        else:
-            record.paths.remove()
-    return found
+    """The live clusters of this user."""
+    return [record for record in _records(runtime_root(settings or configuration.settings())) if record.alive]
+
+
+def _remove_stale(root: str) -> None:
+    """Remove what crashed runs have left behind. The caller holds the starting lock."""
+    for record in list(_records(root)):
+        if not record.alive and not _is_running(record):
+            # Only where the spill directory is the cluster's own; the file may be anybody's invention.
+            if os.path.basename(record.paths.spill).startswith(f"nbray-{os.getuid()}-"):
+                shutil.rmtree(record.paths.spill, ignore_errors=True)
+            shutil.rmtree(record.paths.directory, ignore_errors=True)
+
+
+def _is_running(record: ClusterRecord) -> bool:
+    """Whether a directory that is being removed still has somebody who removes it."""
+    _, _, pid = record.paths.directory.rpartition(ENDING)
+    return pid.isdigit() and os.path.exists(f"/proc/{pid}")
 
 
 def find_cluster(name: str, settings: Settings | None = None) -> ClusterRecord | None:
@@ -249,13 +313,22 @@ def start_cluster(
     """
     root = runtime_root(settings)
     directory = os.path.join(root, directory_name(name))
-    with _starting(root):
+    deadline = time.monotonic() + STOP_SECONDS
+    with _Starting(root):
         known = find_cluster(name, settings)
         if known is not None:
             return known
+        _remove_stale(root)
+        while _locked(directory):
+            # One that ends has no record any more, but is not gone yet.
+            if time.monotonic() > deadline:
+                raise NbrayError(f"the node in {directory} neither works nor ends; see {directory}/log")
+            time.sleep(0.01)
         shutil.rmtree(directory, ignore_errors=True)
         private_directory(directory)
-        spill = os.path.join(spill_root(settings), f"nbray-{os.getuid()}-{ids.content_id(directory.encode(), 4).hex()}")
+        spill = os.path.join(
+            spill_root(settings), f"nbray-{os.getuid()}-{ids.content_id(directory.encode(), 4).hex()}"
+        )
         shutil.rmtree(spill, ignore_errors=True)
         private_directory(spill)
         paths = Paths(directory, spill)
@@ -289,17 +362,26 @@ def start_cluster(
                     cwd="/",
                     env=configuration.child_environment(),
                 )
+        except OSError as error:
+            os.close(ready)
+            paths.remove()
+            raise NbrayError(f"the node process could not be started: {error}") from error
+        finally:
             os.close(told_ready)
+        came = False
+        try:
             came = _await_byte(ready, START_SECONDS)
         finally:
+            # Also after Ctrl-C: a node that nobody has waited for would live on until its time is over.
             os.close(ready)
-        _children.append(process)
+            if not came:
+                process.kill()
+                process.wait()
+                tail = Path(paths.log).read_text(errors="replace")[-2000:]
+                paths.remove()
         if not came:
-            process.kill()
-            process.wait()
-            tail = Path(paths.log).read_text(errors="replace")[-2000:]
-            paths.remove()
             raise NbrayError(f"the node process did not start; the end of its log:\n{tail}")
+        _children.append(process)
     record = find_cluster(name, settings)
     if record is None:
         raise NbrayError(f"the node process ended right after its start; see {paths.log}")
@@ -339,14 +421,12 @@ def _home_of(package: str) -> str:
 
 
 def _await_byte(fd: int, seconds: float) -> bool:
-    import select
-
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(int(seconds * 1000))) and bool(os.read(fd, 1))
 
 
-class _starting:
+class _Starting:
     """Holds the lock under which clusters are started, so that two notebooks do not start the same one at once."""
 
     def __init__(self, root: str) -> None:
@@ -362,7 +442,9 @@ class _starting:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise NbrayError(f"another process has been starting a cluster for {START_SECONDS:g} s; try again") from None
+                    raise NbrayError(
+                        f"another process has been starting a cluster for {START_SECONDS:g} s; try again"
+                    ) from None
                 time.sleep(0.02)
             else:
                 return
@@ -379,17 +461,18 @@ def wait_gone(record: ClusterRecord, seconds: float = STOP_SECONDS) -> bool:
     except ProcessLookupError:
         reap()
         return True
-    if watch is not None:
-        import select
-
-        poll = select.poll()
-        poll.register(watch, select.POLLIN)
-        gone = bool(poll.poll(int(seconds * 1000)))
-        os.close(watch)
-    else:
+    try:
         deadline = time.monotonic() + seconds
-        while (gone := not _alive(record.paths, platform.boot_id())) is False and time.monotonic() < deadline:
-            time.sleep(0.01)
+        if watch is not None:
+            poll = select.poll()
+            poll.register(watch, select.POLLIN)
+            gone = bool(poll.poll(int(seconds * 1000)))
+        else:
+            while not (gone := not _locked(record.paths.directory)) and time.monotonic() < deadline:
+                time.sleep(0.01)
+    finally:
+        if watch is not None:
+            os.close(watch)
     reap()
     return gone
 
@@ -397,8 +480,23 @@ def wait_gone(record: ClusterRecord, seconds: float = STOP_SECONDS) -> bool:
 def stop_cluster(record: ClusterRecord) -> None:
     """End a cluster from outside, whoever uses it. Raises NbrayError when it does not end."""
     try:
-        os.kill(record.pid, signal.SIGTERM)
+        watch = platform.process_descriptor(record.pid)
     except ProcessLookupError:
         return
+    try:
+        # Looked at again now that the process cannot be taken for another: a pid in a file may be anybody's by now.
+        if not _locked(record.paths.directory):
+            return
+        if watch is not None:
+            signal.pidfd_send_signal(watch, signal.SIGTERM)
+        else:
+            os.kill(record.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    finally:
+        if watch is not None:
+            os.close(watch)
     if not wait_gone(record):
-        raise NbrayError(f"cluster {record.name!r} (pid {record.pid}) did not end within {STOP_SECONDS:g} s; see {record.paths.log}")
+        raise NbrayError(
+            f"cluster {record.name!r} (pid {record.pid}) did not end within {STOP_SECONDS:g} s; see {record.paths.log}"
+        )

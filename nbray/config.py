@@ -9,6 +9,7 @@
 ``NBRAY_PORTABLE``     1: use no Linux-only mechanism where a portable one exists
 ``NBRAY_STATIC``       1: plain, deterministic output in notebooks
 ``NBRAY_LOG``          log level of the daemons (WARNING)
+``NBRAY_CGROUP_ROOT``  where ``/proc`` and ``/sys`` with the limits of this machine lie (/); for tests of containers
 ``CPU_LIMIT``, ``MEM_LIMIT``  limits set by hosting platforms (JupyterHub)
 ``JPY_SESSION_NAME``   path of the notebook, set by Jupyter's servers
 =====================  =============================================================================================
@@ -62,7 +63,7 @@ class Settings:
     session: str = ""
     temp_dir: str = ""
     user_runtime_dir: str = ""
-    cgroup_root: str = "/sys/fs/cgroup"
+    cgroup_root: str = "/"
 
 
 def _number(environment: Mapping[str, str], name: str, default: float) -> float:
@@ -72,7 +73,9 @@ def _number(environment: Mapping[str, str], name: str, default: float) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"the environment variable {name}={text!r} should be a number, for instance {name}={default:g}") from None
+        raise ValueError(
+            f"the environment variable {name}={text!r} should be a number, for instance {name}={default:g}"
+        ) from None
 
 
 def settings(environment: Mapping[str, str] | None = None) -> Settings:
@@ -92,20 +95,36 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
         session=env.get("JPY_SESSION_NAME", ""),
         temp_dir=env.get("TMPDIR", ""),
         user_runtime_dir=env.get("XDG_RUNTIME_DIR", ""),
-        cgroup_root=env.get("NBRAY_CGROUP_ROOT", "/sys/fs/cgroup"),
+        cgroup_root=env.get("NBRAY_CGROUP_ROOT", "/"),
     )
 
 
 def child_environment() -> dict[str, str]:
     """The environment for daemons: the caller's, without proxies (nothing of nbray's goes through one) and without Python's start-up hooks."""
-    dropped = {"http_proxy", "https_proxy", "all_proxy", "PYTHONSTARTUP", "PYTHONPATH", "PYTHONHOME", "PYTHONINSPECT"}
+    dropped = {
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "PYTHONSTARTUP",
+        "PYTHONPATH",
+        "PYTHONHOME",
+        "PYTHONINSPECT",
+    }
     return {k: v for k, v in os.environ.items() if k not in dropped and k.lower() not in dropped}
 
 
 def notable_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """What `nbray doctor` shows of the environment: nbray's settings, limits, proxies (without passwords) and thread counts."""
     env = os.environ if environment is None else environment
-    names = {"CPU_LIMIT", "MEM_LIMIT", "TMPDIR", "XDG_RUNTIME_DIR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "JPY_SESSION_NAME"}
+    names = {
+        "CPU_LIMIT",
+        "MEM_LIMIT",
+        "TMPDIR",
+        "XDG_RUNTIME_DIR",
+        "OMP_NUM_THREADS",
+        "CUDA_VISIBLE_DEVICES",
+        "JPY_SESSION_NAME",
+    }
     proxies = {"http_proxy", "https_proxy", "all_proxy", "no_proxy"}
     shown = {}
     for name in sorted(env):

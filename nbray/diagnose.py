@@ -68,8 +68,8 @@ def _machine(settings: Settings, problems: list[str]) -> list[tuple[str, str]]:
         platform.require_supported()
     except OSError as error:
         problems.append(str(error))
-    memory = platform.available_memory(settings.memory_limit or None)
-    used, limit = platform.memory_in_use(settings.memory_limit or None)
+    memory = platform.available_memory(settings.memory_limit or None, settings.cgroup_root)
+    used, limit = platform.memory_in_use(settings.memory_limit or None, settings.cgroup_root)
     if memory < LOW_MEMORY:
         problems.append(
             f"only {memory / GIB:.2f} GiB of memory may be used; ask for a larger machine or container"
@@ -78,7 +78,7 @@ def _machine(settings: Settings, problems: list[str]) -> list[tuple[str, str]]:
         problems.append(
             f"{used / GIB:.1f} of {limit / GIB:.1f} GiB of memory are in use: tasks will be ended near the limit"
         )
-    cpus = platform.available_cpus(settings.cpu_limit or None)
+    cpus = platform.available_cpus(settings.cpu_limit or None, settings.cgroup_root)
     return [
         ("system", f"{system.sysname} {system.release} {system.machine}"),
         ("cgroup", _attempt(lambda: _first_line("/proc/self/cgroup"))),

@@ -96,6 +96,8 @@ class Hello(_Message, tag=1):
 
 
 class Register(_Message, tag=2):
+    """From now on ``number`` stands for this task class on this connection."""
+
     number: int
     spec: TaskClass
 
@@ -232,6 +234,8 @@ class Cancel(_Message, tag=17):
 
 
 class KillActor(_Message, tag=18):
+    """End the actor's process; ``no_restart``: for good."""
+
     actor: bytes
     no_restart: bool = True
 
@@ -267,11 +271,15 @@ class StreamAck(_Message, tag=24):
 
 
 class Bye(_Message, tag=25):
-    """The client leaves on purpose. ``stop``: end the cluster, if nobody else uses it (or ``force``). Answered by `Reply`."""
+    """The client leaves on purpose. Answered by `Reply`, whose data is not empty if the cluster ends.
+
+    ``stop``: end the cluster; if somebody else uses it and not ``force``, the answer is an error and the client stays (``yielding``: it leaves).
+    """
 
     request: int
     stop: bool = False
     force: bool = False
+    yielding: bool = False
 
 
 # -- worker to node ---------------------------------------------------------------------------------------------------------------
@@ -356,6 +364,8 @@ class Welcome(_Message, tag=60):
 
 
 class Created(_Message, tag=61):
+    """Here the object's bytes go. ``warm``: these pages have been written before."""
+
     request: int
     object: bytes
     offset: int
@@ -363,6 +373,8 @@ class Created(_Message, tag=61):
 
 
 class Value(_Message, tag=62):
+    """A small value."""
+
     object: bytes
     kind: int
     data: bytes
@@ -425,7 +437,8 @@ class Adopt(_Message, tag=80):
 
 class Run(_Message, tag=81):
     """Run a task. ``started``: at once; else when its byte comes through the token pipe. ``deps``: the values of the arguments that were refs,
-    as (object, kind, data, refs) or, in the arena, (object, kind, offset, size, refs)."""
+    as (object, kind, data, refs) or, in the arena, (object, kind, offset, size, refs).
+    """
 
     run: int
     task: bytes

@@ -94,19 +94,33 @@ def init(
         wanted = name or (f"local-{os.getpid()}" if address == "local" else "")
     else:
         wanted = name or address or ""
-    record = clusters.find_cluster(wanted, settings)
-    if record is None and address not in (None, "local"):
-        alive = ", ".join(sorted(r.name for r in clusters.list_clusters(settings))) or "none"
-        raise ConnectionError(
-            f"no cluster {wanted or 'default'!r} runs here (running: {alive}); nbray.init() without address starts one"
-        )
-    started = record is None
-    if record is None:
-        record = _start(wanted or settings.cluster or "default", asked, seed, settings)
-    elif asked:
-        _compare(record, asked)
     label = session or f"{os.path.basename(sys.argv[0] or 'python')} (pid {os.getpid()})"
-    engine = connect(record, DRIVER, session or f"process-{os.getpid()}", label, namespace or "", keep)
+    while True:
+        record = clusters.find_cluster(wanted, settings)
+        if record is None and address not in (None, "local"):
+            alive = ", ".join(sorted(r.name for r in clusters.list_clusters(settings))) or "none"
+            raise ConnectionError(
+                f"no cluster {wanted or 'default'!r} runs here (running: {alive}); nbray.init() without address starts one"
+            )
+        started = record is None
+        if record is None:
+            record = _start(wanted or settings.cluster or "default", asked, seed, settings)
+        elif asked:
+            _compare(record, asked)
+        try:
+            engine = connect(
+                record, DRIVER, session or f"process-{os.getpid()}", label, namespace or "", keep
+            )
+        except NodeDiedError:
+            # One that was about to end when we found it: the next one is ours.
+            if started or not clusters.wait_gone(record):
+                raise
+        except BaseException:
+            if started:
+                clusters.stop_cluster(record)
+            raise
+        else:
+            break
     if log_to_driver:
         engine.on_output = print_output
     runtime = context.Runtime(
@@ -152,8 +166,8 @@ def _asked(num_cpus: Any, num_gpus: Any, resources: Mapping[str, Any] | None, st
 def _start(
     name: str, asked: dict[str, float], seed: int | None, settings: configuration.Settings
 ) -> ClusterRecord:
-    cpus = asked.get("num_cpus", platform.available_cpus(settings.cpu_limit or None))
-    memory = platform.available_memory(settings.memory_limit or None)
+    cpus = asked.get("num_cpus", platform.available_cpus(settings.cpu_limit or None, settings.cgroup_root))
+    memory = platform.available_memory(settings.memory_limit or None, settings.cgroup_root)
     gpus = asked.get("num_gpus", _visible_gpus())
     store = int(
         asked.get("object_store_memory", settings.store_memory or max(memory * STORE_SHARE, MIN_STORE))
@@ -214,15 +228,22 @@ def connect(
 ) -> LocalEngine:
     """A connection to a cluster's node. Raises NodeDiedError when the node does not answer."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    fds: list[int] = []
     try:
         sock.settimeout(HELLO_SECONDS)
         sock.connect(record.paths.node_socket)
         _, fds, _, _ = socket.recv_fds(sock, 1, 1)
+        if not fds:
+            raise ConnectionError("it closed the connection")
         engine = LocalEngine(
             sock, fds[0], Hello(PROTOCOL, role, os.getpid(), session, 0, keep, label, namespace)
         )
-    except OSError as error:
+    except BaseException as error:
         sock.close()
+        for fd in fds:
+            os.close(fd)
+        if not isinstance(error, OSError):
+            raise
         raise NodeDiedError(
             f"the cluster {record.name!r} (pid {record.pid}) does not answer: {error}; its log: {record.paths.log}"
         ) from error
@@ -266,42 +287,45 @@ def _at_exit() -> None:
         engine.link.close()
         return
     try:
-        shutdown(stop=not _keep if decided is None else decided)
+        shutdown(stop=False if _keep else None)
     except (NbrayError, OSError, RuntimeError):
         pass
 
 
-def shutdown(*, stop: bool = True, force: bool = False) -> None:
-    """Leave the cluster, and end it unless others use it or ``stop`` is False. Idempotent.
+def shutdown(*, stop: bool | None = None, force: bool = False) -> None:
+    """Leave the cluster: what this session runs and holds ends, but for detached actors. Idempotent.
 
-    Raises RuntimeError naming who uses the cluster, when it cannot be ended because of them and ``force`` is not given.
+    ``stop``: None: the cluster ends too, unless somebody else uses it. False: it goes on. True: it ends; if somebody else uses it and not ``force``,
+    RuntimeError says who, and this process stays connected.
     """
     runtime = context.current()
     if runtime is None or runtime.pid != os.getpid():
         return
     details = runtime.engine.details()
-    context.clear()
-    for hook in runtime.on_close:
-        hook()
     try:
-        runtime.engine.shutdown(stop=stop, force=force)
+        ends = runtime.engine.shutdown(stop=True if force and stop is None else stop, force=force)
     except NbrayError as refused:
         if "in use" in str(refused):
-            raise RuntimeError(str(refused)) from None
+            raise RuntimeError(str(refused).removeprefix("in use: ")) from None
         raise
-    if stop and "node_pid" in details:
-        record = clusters.ClusterRecord(
-            details["name"],
-            int(details["node_pid"]),
-            "",
-            clusters.Paths(details["directory"], details["spill"]),
-            {},
-            0,
-            0.0,
-            "",
-            True,
-        )
-        clusters.wait_gone(record)
+    finally:
+        if not _is_connected(runtime):
+            context.clear()
+            for hook in runtime.on_close:
+                hook()
+    if ends:
+        clusters.wait_gone(_record_of(details))
+    else:
+        clusters.reap()
+
+
+def _is_connected(runtime: context.Runtime) -> bool:
+    return not getattr(runtime.engine, "closed", "closed")
+
+
+def _record_of(details: Mapping[str, Any]) -> ClusterRecord:
+    paths = clusters.Paths(details["directory"], details["spill"])
+    return ClusterRecord(details["name"], int(details["node_pid"]), "", paths, {}, 0, 0.0, "", True)
 
 
 def is_initialized() -> bool:

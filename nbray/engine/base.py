@@ -80,28 +80,30 @@ class Engine(ABC):
         """A ref made from a bare id (one that came out of band); the process holds the object from now on."""
 
     @abstractmethod
-    def put(self, value: Any) -> ObjectRef: ...
+    def put(self, value: Any) -> ObjectRef[Any]: ...
 
     @abstractmethod
-    def get(self, refs: Sequence[ObjectRef], timeout: float | None, *, writable: bool = False) -> list[Any]:
+    def get(
+        self, refs: Sequence[ObjectRef[Any]], timeout: float | None, *, writable: bool = False
+    ) -> list[Any]:
         """Values in the order of ``refs`` (duplicates allowed). Raises the first error at once, GetTimeoutError after ``timeout`` seconds."""
 
     @abstractmethod
     def wait(
-        self, refs: Sequence[ObjectRef], num_returns: int, timeout: float | None, fetch_local: bool
-    ) -> tuple[list[ObjectRef], list[ObjectRef]]:
+        self, refs: Sequence[ObjectRef[Any]], num_returns: int, timeout: float | None, fetch_local: bool
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """(ready, not ready), both in input order, at most ``num_returns`` ready. Arguments are checked by the caller."""
 
     @abstractmethod
-    def future(self, ref: ObjectRef) -> Future[Any]:
+    def future(self, ref: ObjectRef[Any]) -> Future[Any]:
         """A future of the value; cancelling it does not cancel the task."""
 
     @abstractmethod
-    def next_item(self, generator: ObjectRefGenerator, timeout: float | None) -> ObjectRef | None:
+    def next_item(self, generator: ObjectRefGenerator[Any], timeout: float | None) -> ObjectRef[Any] | None:
         """Next item of a streaming generator, None at its end."""
 
     @abstractmethod
-    def free(self, refs: Sequence[ObjectRef]) -> None: ...
+    def free(self, refs: Sequence[ObjectRef[Any]]) -> None: ...
 
     # -- control
 
@@ -117,5 +119,9 @@ class Engine(ABC):
         """What the cluster is: name, node id, session, resources, paths."""
 
     @abstractmethod
-    def shutdown(self, *, stop: bool = True, force: bool = False) -> None:
-        """Disconnect; with ``stop`` end the cluster unless somebody else uses it. Idempotent. Refs and handles become invalid."""
+    def shutdown(self, *, stop: bool | None = None, force: bool = False) -> bool:
+        """Disconnect; refs and handles become invalid. Idempotent. Returns whether the cluster ends.
+
+        ``stop``: None: it ends unless somebody else uses it. True: it ends; with somebody else there and not ``force`` NbrayError says
+        who, and this engine stays connected. False: it goes on.
+        """

@@ -72,7 +72,9 @@ _engines: weakref.WeakSet[LocalEngine] = weakref.WeakSet()
 class LocalEngine(Engine):
     """A connection to the node of this machine. ``welcome``: what the node said of itself and of this client."""
 
-    def __init__(self, sock: socket.socket, arena: int, hello: Hello, interrupts: Interrupts | None = None) -> None:
+    def __init__(
+        self, sock: socket.socket, arena: int, hello: Hello, interrupts: Interrupts | None = None
+    ) -> None:
         """Says ``hello`` over ``sock`` and waits for the answer; ``arena``: descriptor of the shared memory, owned from now on.
 
         Raises OSError when the node does not answer, NbrayError when it refuses.
@@ -170,7 +172,9 @@ class LocalEngine(Engine):
     def _check(self) -> None:
         """Raises what explains why this engine cannot be used."""
         if self.closed:
-            raise NotInitializedError(f"{self.closed}. Start again with nbray.init() (in a notebook: %cluster start); refs and handles of before are invalid.")
+            raise NotInitializedError(
+                f"{self.closed}. Start again with nbray.init() (in a notebook: %cluster start); refs and handles of before are invalid."
+            )
         if self.link.dead:
             raise NodeDiedError(
                 f"the node process (pid {self.welcome.details.get('node_pid', '?')}) is gone: {self.link.dead}. Its log: "
@@ -219,7 +223,9 @@ class LocalEngine(Engine):
 
     def _entry(self, ref: ObjectRef[Any]) -> Entry:
         if ref._engine is not self:
-            raise NotInitializedError(f"{ref!r} belongs to a cluster that this process is no longer connected to: run the code that made it again")
+            raise NotInitializedError(
+                f"{ref!r} belongs to a cluster that this process is no longer connected to: run the code that made it again"
+            )
         if ref._counted:
             entry = self.entries.get(ref._id)
             if entry is not None:
@@ -231,7 +237,7 @@ class LocalEngine(Engine):
         """Refs for a value that contains them; they live as long as the container whose ``scopes`` these are, or are held when it goes."""
         if not refs:
             return None
-        made = [ObjectRef(object_id, self, False) for object_id in refs]
+        made: list[ObjectRef[Any]] = [ObjectRef(object_id, self, False) for object_id in refs]
         scopes.append(Scope(made))
         return made
 
@@ -296,7 +302,9 @@ class LocalEngine(Engine):
             source = running.ids = IdSource(ids.execution_id(running.task, running.attempt))
         return source
 
-    def _message(self, task: bytes, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Submit, ObjectRef[Any] | None]:
+    def _message(
+        self, task: bytes, number: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Submit, ObjectRef[Any] | None]:
         """The submission, and a ref that keeps large arguments alive until it is sent."""
         if self.before_submit is not None:
             self.before_submit()
@@ -318,7 +326,9 @@ class LocalEngine(Engine):
             if type(value) is ObjectRef:
                 self._entry(value)
 
-    def _submit(self, task: bytes, number: int, spec: TaskClass, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _submit(
+        self, task: bytes, number: int, spec: TaskClass, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         message, _kept = self._message(task, number, args, kwargs)
         machine = self.machine
         returns = spec.num_returns
@@ -415,7 +425,9 @@ class LocalEngine(Engine):
             raise
         self.machine.out.append(Seal(object_id, packed.kind, packed.refs, held))
 
-    def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None, *, writable: bool = False) -> list[Any]:
+    def get(
+        self, refs: Sequence[ObjectRef[Any]], timeout: float | None, *, writable: bool = False
+    ) -> list[Any]:
         entries = [self._entry(ref) for ref in refs]
         for entry in entries:
             if entry.state != VALUE and entry.state != LOCATED:
@@ -437,8 +449,12 @@ class LocalEngine(Engine):
             if entry.kind == ERROR_KIND:
                 raise decode_error(entry.data)
             if entry.refs is None:
-                return True, serialization.deserialize(entry.kind, entry.data, None, writable=writable or None)
-            return True, serialization.deserialize(entry.kind, entry.data, self._contained(entry), writable=writable or None)
+                return True, serialization.deserialize(
+                    entry.kind, entry.data, None, writable=writable or None
+                )
+            return True, serialization.deserialize(
+                entry.kind, entry.data, self._contained(entry), writable=writable or None
+            )
         with self._lock:
             if entry.state != LOCATED:
                 return False, None
@@ -517,7 +533,9 @@ class LocalEngine(Engine):
     def _timeout(self, missing: dict[bytes, Entry], timeout: float | None) -> GetTimeoutError:
         late = [ids.short(object_id) for object_id, entry in missing.items() if entry.state == PENDING]
         shown = ", ".join(late[:5]) + (f" and {len(late) - 5} more" if len(late) > 5 else "")
-        return GetTimeoutError(f"not there after {timeout:g} s: {shown or 'the bytes of the values'}. The tasks go on; get them again later.")
+        return GetTimeoutError(
+            f"not there after {timeout:g} s: {shown or 'the bytes of the values'}. The tasks go on; get them again later."
+        )
 
     def wait(
         self, refs: Sequence[Any], num_returns: int, timeout: float | None, fetch_local: bool
@@ -542,7 +560,9 @@ class LocalEngine(Engine):
             rest = list(refs)
             return [rest.pop(index)], rest
         chosen = set(found)
-        return [refs[index] for index in found], [ref for index, ref in enumerate(refs) if index not in chosen]
+        return [refs[index] for index in found], [
+            ref for index, ref in enumerate(refs) if index not in chosen
+        ]
 
     def _has_item(self, ref: Any) -> bool:
         if isinstance(ref, ObjectRefGenerator):
@@ -559,12 +579,27 @@ class LocalEngine(Engine):
                 asked.append(ref._id)
         running = context.current_task.get()
         request = 0
-        ready = sum(1 for ref, entry in zip(refs, entries, strict=True) if (entry.state if entry is not None else self._has_item(ref)))
+        ready = sum(
+            1
+            for ref, entry in zip(refs, entries, strict=True)
+            if (entry.state if entry is not None else self._has_item(ref))
+        )
         if self.worker and running is not None and ready < num_returns:
             request = self._requests()
-            waiting = [ref._id for ref, entry in zip(refs, entries, strict=True) if entry is not None and entry.state == PENDING]
+            waiting = [
+                ref._id
+                for ref, entry in zip(refs, entries, strict=True)
+                if entry is not None and entry.state == PENDING
+            ]
             if waiting:
-                self.machine.ask(waiting, fetch=False, blocked=True, request=request, task=running.task, count=min(num_returns - ready, len(waiting)))
+                self.machine.ask(
+                    waiting,
+                    fetch=False,
+                    blocked=True,
+                    request=request,
+                    task=running.task,
+                    count=min(num_returns - ready, len(waiting)),
+                )
             else:
                 request = 0
         elif asked:
@@ -647,7 +682,13 @@ class LocalEngine(Engine):
             request = 0
             if self.worker and running is not None:
                 request = self._requests()
-                machine.ask([ids.return_id(generator._task, index)], fetch=False, blocked=True, request=request, task=running.task)
+                machine.ask(
+                    [ids.return_id(generator._task, index)],
+                    fetch=False,
+                    blocked=True,
+                    request=request,
+                    task=running.task,
+                )
             try:
                 if not self._wait(lambda: index in stream.ready or 0 <= stream.length <= index, deadline):
                     raise GetTimeoutError(f"no further item within {timeout:g} s")
@@ -701,29 +742,35 @@ class LocalEngine(Engine):
     def query(self, what: str, argument: Any = None) -> Any:
         self._check()
         encoded = msgspec.msgpack.encode(argument) if argument is not None else b""
-        return msgspec.msgpack.decode(self._request(lambda request: Query(request, what, encoded), HEAD_PATIENCE))
+        return msgspec.msgpack.decode(
+            self._request(lambda request: Query(request, what, encoded), HEAD_PATIENCE)
+        )
 
     def details(self) -> Mapping[str, Any]:
         welcome = self.welcome
-        return {"name": welcome.name, "node_id": welcome.node, "job": welcome.job, "resources": welcome.resources, **welcome.details}
+        return {
+            "name": welcome.name,
+            "node_id": welcome.node,
+            "job": welcome.job,
+            "resources": welcome.resources,
+            **welcome.details,
+        }
 
-    def shutdown(self, *, stop: bool = True, force: bool = False) -> None:
-        if self.closed and not self.link.dead:
-            self.link.close()
-            return
-        refused: Exception | None = None
-        if not self.link.dead:
+    def shutdown(self, *, stop: bool | None = None, force: bool = False) -> bool:
+        ends = False
+        if not self.closed and not self.link.dead:
             try:
-                self._request(lambda request: Bye(request, stop, force), 5.0)
-            except (NodeDiedError, NotInitializedError, GetTimeoutError):
+                ends = bool(
+                    self._request(lambda request: Bye(request, stop is not False, force, stop is None), 5.0)
+                )
+            except (NodeDiedError, NotInitializedError):
                 pass
-            except Exception as error:  # noqa: BLE001  (the node's refusal, passed on below)
-                refused = error
+            except GetTimeoutError:
+                ends = stop is not False
         self.closed = self.closed or "nbray was shut down"
         self.link.close()
         self.memory.close()
-        if refused is not None:
-            raise refused
+        return ends
 
     def abandon(self) -> None:
         """In a forked child: this connection is the parent's; nothing of it may be used."""

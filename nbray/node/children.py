@@ -43,8 +43,16 @@ class Children:
 
     def _start_zygote(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        told = {"socket": theirs.fileno(), "arena": self._arena, "span": self._config.span, "node": self._config.node, "log": self._paths.log}
-        self.zygote_process = self._spawn(python_command("nbray.worker.zygote", json.dumps(told)), [theirs.fileno(), self._arena])
+        told = {
+            "socket": theirs.fileno(),
+            "arena": self._arena,
+            "span": self._config.span,
+            "node": self._config.node,
+            "log": self._paths.log,
+        }
+        self.zygote_process = self._spawn(
+            python_command("nbray.worker.zygote", json.dumps(told)), [theirs.fileno(), self._arena]
+        )
         theirs.close()
         ours.setblocking(False)
         self.zygote = ours
@@ -119,7 +127,13 @@ class Children:
     def start_head(self) -> None:
         self.head_process = self._spawn(
             python_command(
-                "nbray.gcs.server", "--dir", self._paths.directory, "--database", self._paths.database, "--life-fd", str(self._life_read)
+                "nbray.gcs.server",
+                "--dir",
+                self._paths.directory,
+                "--database",
+                self._paths.database,
+                "--life-fd",
+                str(self._life_read),
             ),
             [self._life_read],
         )
@@ -136,7 +150,15 @@ class Children:
 
     def _spawn(self, command: list[str], fds: list[int]) -> subprocess.Popen[bytes]:
         with open(self._paths.log, "ab") as log:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=fds, start_new_session=True, cwd="/")
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=fds,
+                start_new_session=True,
+                cwd="/",
+            )
 
     # -- the end
 

@@ -156,7 +156,12 @@ class NodeMachine:
         self.objects = ObjectTable(Arena(config.store_limit, config.span), config.store_patience)
         self.pool = WorkerPool(config.spares, config.worker_limit)
         self.scheduler = LocalScheduler(
-            Ledger(config.resources), self.pool, lambda *a: self.tasks.run(*a), self._adopt, lambda t: self.values.fetch(t), self.revoke
+            Ledger(config.resources),
+            self.pool,
+            lambda worker, task, started: self.tasks.run(worker, task, started),  # noqa: PLW0108  (made below)
+            self._adopt,
+            lambda task: self.values.fetch(task),  # noqa: PLW0108
+            self.revoke,
         )
         self.values = Values(self)
         self.tasks = Tasks(self)
@@ -248,7 +253,9 @@ class NodeMachine:
                 self._break_circles()
         if now >= self._expire_check:
             self._expire_check = now + 1.0
-            self.pool.retire(now, self.config.resources.get(CPU, UNIT) // UNIT + self.config.spares, IDLE_SECONDS)
+            self.pool.retire(
+                now, self.config.resources.get(CPU, UNIT) // UNIT + self.config.spares, IDLE_SECONDS
+            )
             while self.orphans and self.orphans[0][0] <= now:
                 self.values.forget(self.orphans.pop(0)[1])
             wait = min(wait, self._lifetime(now))
@@ -282,9 +289,13 @@ class NodeMachine:
         worker = self.pool.gone(number)
         if worker is None:
             return
-        worker.unread = {task.run for task in worker.pending if (task.run & 0xFF) in {*unread, *worker.tokens}}
+        worker.unread = {
+            task.run for task in worker.pending if (task.run & 0xFF) in {*unread, *worker.tokens}
+        }
         how = worker.why or how
-        self.gcs.facts.append(WorkerEvent(worker.pid, "ENDED", now, worker.home[0] if worker.home else "", "", how))
+        self.gcs.facts.append(
+            WorkerEvent(worker.pid, "ENDED", now, worker.home[0] if worker.home else "", "", how)
+        )
         peer = worker.peer
         if peer is not None:
             peer.worker = None
@@ -300,7 +311,11 @@ class NodeMachine:
     def _abort_unsealed(self, worker: Worker) -> None:
         assert worker.peer is not None
         number = worker.peer.number
-        for entry in [e for e in self.objects.objects.values() if e.state == store.CREATED and e.block is not None and e.block.client == number]:
+        for entry in [
+            e
+            for e in self.objects.objects.values()
+            if e.state == store.CREATED and e.block is not None and e.block.client == number
+        ]:
             self.objects.abort(entry.id)
 
     def raw_output(self, number: int, stream: str, text: str) -> None:
@@ -358,7 +373,9 @@ class NodeMachine:
     def pressure(self, used: int, limit: int, now: float) -> None:
         """Memory is nearly used up: end the newest retriable task (never an actor first)."""
         self.now = now
-        running = [w for w in self.scheduler.slots.values() if w.pending and not w.actor and w.state == pools.BUSY]
+        running = [
+            w for w in self.scheduler.slots.values() if w.pending and not w.actor and w.state == pools.BUSY
+        ]
         if not running:
             return
         newest = max(running, key=lambda w: (w.pending[0].retries != 0, w.pending[0].dispatched))
@@ -430,7 +447,12 @@ class NodeMachine:
         peer.role, peer.pid, peer.session = message.role, message.pid, message.session
         peer.label, peer.keep, peer.namespace = message.label, message.keep, message.namespace
         if message.protocol != PROTOCOL:
-            self.send(peer, Shutdown(f"this cluster speaks protocol {PROTOCOL}, you speak {message.protocol}: both need the same nbray version"))
+            self.send(
+                peer,
+                Shutdown(
+                    f"this cluster speaks protocol {PROTOCOL}, you speak {message.protocol}: both need the same nbray version"
+                ),
+            )
             self.effects.append(Close(peer.number))
         elif message.role == WORKER:
             worker = self.pool.greet(message.token, peer, message.pid)
@@ -448,8 +470,11 @@ class NodeMachine:
             def registered(error: str, _ok: bool, data: bytes) -> None:
                 if error:
                     self.send(peer, Shutdown(data.decode()))
-                else:
+                elif peer.number in self.peers:
                     self._welcome(peer, msgspec.msgpack.decode(data))
+                else:
+                    # It could not wait for the head.
+                    self.operate(EndJob(msgspec.msgpack.decode(data), False), None)
 
             self.operate(RegisterJob(message.session, message.label, message.pid, message.role), registered)
 
@@ -460,9 +485,17 @@ class NodeMachine:
         self.send(
             peer,
             Welcome(
-                PROTOCOL, config.node, config.cluster, config.name, peer.execution, config.span, config.inline_limit, dict(config.resources),
-                dict(config.details), job,
-            ),  # fmt: skip
+                PROTOCOL,
+                config.node,
+                config.cluster,
+                config.name,
+                peer.execution,
+                config.span,
+                config.inline_limit,
+                dict(config.resources),
+                dict(config.details),
+                job,
+            ),
         )
 
     def _on_register(self, peer: Peer, message: Register) -> None:
@@ -504,15 +537,20 @@ class NodeMachine:
 
     def _on_bye(self, peer: Peer, message: Bye) -> None:
         others = [p for p in self.peers.values() if p.role == DRIVER and p is not peer]
-        if message.stop and others and not message.force:
-            names = ", ".join(sorted({p.label or p.session for p in others}))
-            text = f"the cluster is in use by {names}; stop it anyway with force (%cluster stop --force, nbray.shutdown(force=True))"
-            self._leave(peer)
-            self.send(peer, Reply(message.request, "in use", text.encode()))
-            return
+        stop = message.stop
+        if stop and others and not message.force:
+            if not message.yielding:
+                names = ", ".join(sorted({p.label or p.session for p in others}))
+                text = (
+                    f"the cluster {self.config.name!r} is in use by {names}; stop it anyway with force "
+                    "(%cluster stop --force, nbray.shutdown(stop=True, force=True)), or only leave it (nbray.shutdown())"
+                )
+                self.send(peer, Reply(message.request, "in use", text.encode()))
+                return
+            stop = False
         self._leave(peer)
-        self.send(peer, Reply(message.request, "", b""))
-        if message.stop:
+        self.send(peer, Reply(message.request, "", b"ends" if stop else b""))
+        if stop:
             self.stop("it was stopped")
 
     def _leave(self, peer: Peer) -> None:
@@ -520,7 +558,9 @@ class NodeMachine:
         if peer.role != DRIVER:
             return
         self.operate(EndJob(peer.job, True), None)
-        same = [p for p in self.peers.values() if p.role == DRIVER and p.session == peer.session and p is not peer]
+        same = [
+            p for p in self.peers.values() if p.role == DRIVER and p.session == peer.session and p is not peer
+        ]
         peer.role = OBSERVER
         self.drivers -= 1
         self.unused_since = self.now
@@ -597,21 +637,53 @@ class NodeMachine:
                 peer = self.peers.get(holder)
                 names.append(f"{peer.role} {peer.pid}" if peer is not None else "ended driver")
             else:
-                names.append(f"task {ids.short(holder)}" if holder in self.tasks.tasks else f"object {ids.short(holder)}")
+                names.append(
+                    f"task {ids.short(holder)}"
+                    if holder in self.tasks.tasks
+                    else f"object {ids.short(holder)}"
+                )
         for number in sorted(entry.pins or ()):
             peer = self.peers.get(number)
-            names.append(f"views in {peer.role} {peer.pid}" if peer is not None else "views in a process that outlived its task")
+            names.append(
+                f"views in {peer.role} {peer.pid}"
+                if peer is not None
+                else "views in a process that outlived its task"
+            )
         state = store.STATE_NAMES[entry.state]
-        return ObjectRow(entry.id, entry.size, {"CREATED": "PENDING", "SPILLING": "ARENA", "RESTORING": "SPILLED"}.get(state, state), [self.config.node], names)
+        return ObjectRow(
+            entry.id,
+            entry.size,
+            {"CREATED": "PENDING", "SPILLING": "ARENA", "RESTORING": "SPILLED"}.get(state, state),
+            [self.config.node],
+            names,
+        )
 
     def _worker_row(self, worker: Worker) -> WorkerRow:
-        state = "BLOCKED" if worker.blocked else "RUNNING" if worker.pending else "STARTING" if worker.state == pools.STARTING else "IDLE"
+        state = (
+            "BLOCKED"
+            if worker.blocked
+            else "RUNNING"
+            if worker.pending
+            else "STARTING"
+            if worker.state == pools.STARTING
+            else "IDLE"
+        )
         task = worker.pending[0].name if worker.pending else ""
-        return WorkerRow(worker.pid, state, task, worker.home[0] if worker.home else "", "actor" if worker.actor else "task")
+        return WorkerRow(
+            worker.pid,
+            state,
+            task,
+            worker.home[0] if worker.home else "",
+            "actor" if worker.actor else "task",
+        )
 
     def _task_row(self, task: Task) -> TaskEvent:
         spec, worker = task.kind.spec, task.worker
-        state = task.state if task.state < RUNNING else (3 if worker is not None and worker.pending and worker.pending[0] is task else 2)
+        state = (
+            task.state
+            if task.state < RUNNING
+            else (3 if worker is not None and worker.pending and worker.pending[0] is task else 2)
+        )
         return TaskEvent(
             task.id, spec.name, spec.kind, state, task.attempt, worker.pid if worker is not None else 0, self.job_of(task), task.session, task.cell,
             spec.function, task.submit.parent, task.actor, task.submit.deps, spec.num_returns, 0, "", task.submitted, task.ready, task.dispatched,

@@ -83,7 +83,9 @@ class WorkerLink:
 
     __slots__ = ("connection", "interrupt", "output", "pid", "token_read", "token_write")
 
-    def __init__(self, connection: int, token_read: int, token_write: int, interrupt: int, output: list[int]) -> None:
+    def __init__(
+        self, connection: int, token_read: int, token_write: int, interrupt: int, output: list[int]
+    ) -> None:
         self.connection = connection
         self.token_read = token_read
         self.token_write = token_write
@@ -113,7 +115,15 @@ class NodeServer:
         self.children = Children(paths, self.memory.fd, config)
         self.listener = self._listen()
         incarnation = time.time_ns()
-        registration = RegisterNode(GCS_PROTOCOL, config.node, incarnation, os.getpid(), config.cluster, config.resources, paths.node_socket)
+        registration = RegisterNode(
+            GCS_PROTOCOL,
+            config.node,
+            incarnation,
+            os.getpid(),
+            config.cluster,
+            config.resources,
+            paths.node_socket,
+        )
         self.gcs = GcsClient(registration)
         self.machine = NodeMachine(config, self.gcs, time.monotonic())
         self.head: Connection | None = None
@@ -373,7 +383,9 @@ class NodeServer:
         out_read, out_write = os.pipe2(os.O_CLOEXEC)
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
         connection = self._admit(ours)
-        self.links[number] = WorkerLink(connection.number, _reopen(token_read), token_write, interrupt_write, [out_read, err_read])
+        self.links[number] = WorkerLink(
+            connection.number, _reopen(token_read), token_write, interrupt_write, [out_read, err_read]
+        )
         peer_number = connection.number
 
         def life_ended(_mask: int) -> None:
@@ -437,7 +449,9 @@ class NodeServer:
         if peer is not None and peer.worker is not None:
             self.fork_pace.fine()
         else:
-            log.warning("a worker (pid %s) has ended before it said hello: it %s", link.pid, how_it_ended(status))
+            log.warning(
+                "a worker (pid %s) has ended before it said hello: it %s", link.pid, how_it_ended(status)
+            )
             self.fork_at = self.fork_pace.ended(now)
         self.machine.worker_exited(number, how_it_ended(status), unread, now)
 
@@ -639,7 +653,9 @@ def main() -> None:
     """Entry point: ``python -P -m nbray.node.server``, told what it is by a JSON object in argv[1]."""
     told = json.loads(sys.argv[1])
     ready = int(told["ready_fd"])
-    logging.basicConfig(filename=told["log"], level=told["log_level"], format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.basicConfig(
+        filename=told["log"], level=told["log_level"], format="%(asctime)s %(name)s %(levelname)s %(message)s"
+    )
     paths = Paths(**told["paths"])
     config = NodeConfig(
         node=told["node"],

@@ -23,7 +23,7 @@ def of_record(record: ClusterRecord) -> Facts:
     return Facts(
         name=record.name,
         resources=record.resources,
-        memory=platform.available_memory(settings.memory_limit or None),
+        memory=platform.available_memory(settings.memory_limit or None, settings.cgroup_root),
         store=record.store_limit,
         log=record.paths.log,
         spill=record.paths.spill,
@@ -96,6 +96,7 @@ def stop(shell: Any, *, force: bool) -> str:
     from nbray.api.session import shutdown
 
     runtime = context.current()
+    joined = runtime is None
     if runtime is None:
         if not running(""):
             return "no cluster is running"
@@ -107,7 +108,12 @@ def stop(shell: Any, *, force: bool) -> str:
             ),
         )
     name = str(runtime.engine.details().get("name", ""))
-    shutdown(stop=True, force=force)
+    try:
+        shutdown(stop=True, force=force)
+    except RuntimeError:
+        if joined:
+            shutdown(stop=False)
+        raise
     return f"cluster {name!r} is stopped"
 
 
