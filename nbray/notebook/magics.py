@@ -184,14 +184,19 @@ class NbrayMagics(Magics):
     def _placed(self, cell: str) -> tuple[str, str]:
         """The cell as plain Python, with as many empty lines before it as there are in the notebook, and its file's name."""
         compiler, number = self._ip.compile, self.cockpit.cell.number
-        body = self._ip.transform_cell(cell)
         whole = self.cockpit.cell.source
         at = whole.rfind(cell.rstrip("\n")) if cell.strip() else -1
-        if at < 0:
-            return body, compiler.cache(body, number, raw_code=cell)
-        above = whole[:at]
+        above = whole[:at] if at >= 0 else ""
+        body = self._ip.transform_cell(cell)
+        # IPython takes empty lines away from the start.
+        text = cell.lstrip()
+        above += (
+            cell[: len(cell) - len(text)].rpartition("\n")[0] + "\n"
+            if "\n" in cell[: len(cell) - len(text)]
+            else ""
+        )
         # Tracebacks and debuggers look the lines up under this name; IPython has put only its own call of the magic there.
-        filename = compiler.cache(above + body, number, raw_code=whole)
+        filename = compiler.cache(above + body, number, raw_code=whole if at >= 0 else cell)
         return "\n" * above.count("\n") + body, filename
 
     def _remote_function(self, options: argparse.Namespace, name: str) -> RemoteFunction[Any, Any]:

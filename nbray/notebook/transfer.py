@@ -342,7 +342,9 @@ class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickl
         elif isinstance(value, self._types):
             self.carried.append(value)
             return _from_carried, (len(self.carried) - 1,)
-        elif isinstance(value, BaseException) and kind.__reduce__ is BaseException.__reduce__:
+        elif (
+            isinstance(value, BaseException) and getattr(kind, "__reduce__", None) is BaseException.__reduce__
+        ):
             # Not by a call of the class, whose __init__ need not accept what it has passed on to Exception.
             return _exception, (kind, value.args), value.__dict__ or None
         elif kind not in self._checked:
