@@ -553,7 +553,15 @@ class ActorClass(Generic[T]):
         return _empty, (), (self._class, self._options)
 
     def __setstate__(self, state: tuple[type[T], dict[str, Any]]) -> None:
+        # Set up when it is first used: what it is made of may itself be in the middle of being unpickled.
+        self.__dict__["_state"] = state
+
+    def __getattr__(self, name: str) -> Any:
+        state = self.__dict__.pop("_state", None)
+        if state is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self._set_up(*state, None)
+        return getattr(self, name)
 
 
 def _empty() -> ActorClass[Any]:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class WorldWatch:
     """Tells the node when the working directory, the environment or ``sys.path`` has changed. Called before each submission: about 1 µs."""
 
-    def __init__(self, engine: LocalEngine) -> None:
+    def __init__(self, engine: LocalEngine, namespace: str) -> None:
         self._engine = engine
+        self._namespace = namespace
         self._directory = ""
         self._environment: dict[bytes, bytes] = {}
         self._path: list[str] = []
@@ -35,8 +36,8 @@ class WorldWatch:
         self._directory = directory
         self._environment = dict(environment)
         self._path = list(sys.path)
-        path = [entry if entry else directory for entry in self._path]
-        blob = worlds.encode(worlds.World(directory, dict(os.environ), path))
+        path = [entry or directory for entry in self._path]
+        blob = worlds.encode(worlds.World(directory, dict(os.environ), path, self._namespace))
         world = ids.content_id(blob, 8)
         self._engine.machine.out.append(WorldMessage(world, b"" if world in self._known else blob))
         self._known.add(world)

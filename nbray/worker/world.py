@@ -1,53 +1,226 @@
-"""The task's world in a worker: the submitting notebook's working directory, environment and import path (design section 3)."""
+"""The task's world in a worker: the submitting notebook's working directory, environment, import path and modules (design section 3).
+
+A task sees the world as it was when it was submitted, and leaves none of its own changes of directory and environment to the next one. An actor
+takes on a world once, before its constructor: later its directory and environment are its own, and only what can be imported still grows.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import sys
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nbray.errors import RuntimeEnvError
+from nbray.worker import adoption, modules, runtime_env
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nbray.messages import Adopt
+    from nbray.messages import World as WorldMessage
+
+
+class Module(msgspec.Struct, array_like=True):
+    """A module of the user's that the driver has loaded. ``places``: where a package looks for its parts; ``source``: content id, or empty."""
+
+    name: str
+    file: bytes
+    places: list[bytes] | None
+    source: bytes
+
 
 class World(msgspec.Struct, array_like=True):
-    """What `nbray.api.world` found in the driver. ``path``: its ``sys.path``; the first entry may be "", the working directory."""
+    """What `nbray.api.world` found in the driver. File names and variables are bytes, because they need not be text.
 
-    directory: str
-    environment: dict[str, str]
-    path: list[str]
-
-
-class Own:
-    """What a worker keeps whatever world comes: variables (GPUs, ``runtime_env``), ``defaults`` of variables (threads), a working directory, import path
-    in front.
+    ``path``: its ``sys.path``, absolute. ``standard``: one bit for each of `standard_names` that it has loaded from the standard library.
+    ``main``: name and file of its ``__main__``.
     """
 
-    def __init__(self) -> None:
-        self.defaults: dict[str, str] = {}
-        self.environment: dict[str, str] = {}
-        self.directory = ""
-        self.path: list[str] = []
-
-
-own = Own()
+    directory: bytes
+    environment: dict[bytes, bytes]
+    path: list[bytes]
+    modules: list[Module]
+    standard: bytes
+    main: tuple[str, bytes]
 
 
 def encode(world: World) -> bytes:
     return msgspec.msgpack.encode(world)
 
 
-def apply(blob: bytes) -> None:
-    """Take on a world. A directory that is gone is left alone: the task that needs it says so itself."""
-    world = msgspec.msgpack.decode(blob, type=World)
-    try:
-        os.chdir(own.directory or world.directory)
-    except OSError:
-        pass
-    environment = {**own.defaults, **world.environment, **own.environment}
-    for name in [name for name in os.environ if name not in environment]:
-        del os.environ[name]
-    for name, value in environment.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
-    path = [*own.path, *(entry for entry in world.path if entry not in own.path)]
-    kept = [entry for entry in sys.path if entry not in path]
-    sys.path[:] = path + kept
+def standard_names() -> list[str]:
+    """Modules of the standard library that come from files, in an order that driver and worker share."""
+    return sorted(sys.stdlib_module_names)
+
+
+_touched = False
+"""Whether the running code has changed the working directory or the environment."""
+
+
+class _Environ(os._Environ):  # type: ignore[type-arg]
+    """``os.environ`` in a worker: notices when it is changed, so that a task that changes nothing costs nothing."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        global _touched
+        _touched = True
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        global _touched
+        _touched = True
+        super().__delitem__(key)
+
+
+def _noticed(change: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(change)
+    def changed(*args: Any, **kwargs: Any) -> None:
+        global _touched
+        _touched = True
+        change(*args, **kwargs)
+
+    return changed
+
+
+def _watch() -> None:
+    os.environ.__class__ = _Environ
+    os.environb.__class__ = _Environ
+    os.chdir = _noticed(os.chdir)
+    os.fchdir = _noticed(os.fchdir)
+
+
+class Surroundings:
+    """The world of this worker: takes on what the node sends, when the run that it is for begins, and restores it after each task."""
+
+    def __init__(self, blobs: dict[bytes, bytes]) -> None:
+        self.changes: deque[tuple[int, bytes]] = deque()
+        """Worlds to take on, each with the number of the first run that it is for."""
+        self.problem = ""
+        """Why the environment that the task asks for cannot be had."""
+        self.gpus: tuple[int, ...] = ()
+        self._coming = b""
+        self._world: World | None = None
+        self._environment: dict[bytes, bytes] = {}
+        self._cpus = 1
+        self._asked: runtime_env.Asked | None = None
+        self._known: set[bytes] = set()
+        self._finder = modules.Finder(blobs)
+        self._finder.install()
+        self.main = modules.Main()
+        sys.modules["__main__"] = self.main
+        _watch()
+
+    def adopt(self, message: Adopt) -> None:
+        """Become a worker of a session, with these GPUs, threads and this ``runtime_env``."""
+        self.gpus = tuple(message.gpus)
+        self._cpus = message.cpus
+        # What was installed since the zygote started is there.
+        importlib.invalidate_caches()
+        if message.blob:
+            self._asked = runtime_env.decode(message.blob)
+            self._set_up()
+        self._take_on_environment()
+
+    def coming(self, message: WorldMessage) -> None:
+        """The next run, and those behind it, are submitted from this world."""
+        self._coming = message.blob
+
+    def arrived(self, run: int) -> None:
+        """A run has come; it is dispatched but need not begin yet."""
+        if self._coming:
+            self.changes.append((run, self._coming))
+            self._coming = b""
+
+    def enter(self, run: int) -> bool:
+        """Take on the world of a run that begins. True when modules were unloaded, so that functions that use them have to be loaded again."""
+        changes = self.changes
+        world: World | None = None
+        while changes and changes[0][0] <= run:
+            world = msgspec.msgpack.decode(changes.popleft()[1], type=World)
+        if world is None:
+            return False
+        self._world = world
+        importlib.invalidate_caches()
+        unloaded = self._finder.take_on(world, replace=True)
+        self.main.take_on(*world.main)
+        self._take_on_path(world)
+        self._take_on_environment()
+        self._set_up()
+        self.restore()
+        return unloaded
+
+    def extend(self, message: WorldMessage) -> None:
+        """A later world of an actor's callers: what it can import grows."""
+        if message.world in self._known:
+            return
+        self._known.add(message.world)
+        world = msgspec.msgpack.decode(message.blob, type=World)
+        importlib.invalidate_caches()
+        self._finder.take_on(world, replace=False)
+        for entry in world.path:
+            if os.fsdecode(entry) not in sys.path:
+                sys.path.append(os.fsdecode(entry))
+
+    @property
+    def touched(self) -> bool:
+        """Whether the task has changed the directory or the environment."""
+        return _touched
+
+    def restore(self) -> None:
+        """Put directory and environment back to what the world says."""
+        global _touched
+        environ = os.environb
+        for name in [name for name in environ if name not in self._environment]:
+            del environ[name]
+        for name, value in self._environment.items():
+            if environ.get(name) != value:
+                environ[name] = value
+        if self._world is not None:
+            directory: bytes | str = self._world.directory
+            if self._asked is not None and self._asked.working_dir and not self.problem:
+                directory = self._asked.working_dir
+            try:
+                os.chdir(directory)
+            except OSError:
+                pass  # It is gone: a task that needs it says so itself.
+        _touched = False
+
+    def check(self) -> None:
+        """Look again whether the ``runtime_env`` can be had. Raises RuntimeEnvError saying why not."""
+        self._set_up()
+        if self.problem:
+            raise RuntimeEnvError(self.problem)
+        self.restore()
+
+    # -- the parts
+
+    def _set_up(self) -> None:
+        if self._asked is None:
+            return
+        try:
+            found = runtime_env.set_up(self._asked)
+        except RuntimeEnvError as error:
+            self.problem = str(error)
+            return
+        self.problem = ""
+        self._finder.fixed = found
+        self._finder.folder = self._asked.working_dir
+        if self._asked.working_dir and sys.path[:1] != [self._asked.working_dir]:
+            sys.path.insert(0, self._asked.working_dir)
+
+    def _take_on_path(self, world: World) -> None:
+        path = [os.fsdecode(entry) for entry in world.path]
+        sys.path[:] = path + [entry for entry in sys.path if entry not in path]
+
+    def _take_on_environment(self) -> None:
+        base = self._world.environment if self._world is not None else dict(os.environb)
+        self._environment = adoption.environment(base, self._cpus, self.gpus)
+        if self._asked is not None:
+            runtime_env.add_variables(self._asked, self._environment)
+        if self._world is None:
+            self.restore()
+        adoption.set_threads(self._environment)
