@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,8 +44,23 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["IPYTHONDIR"] = str(folder / "home" / "ipython")
     os.environ["JUPYTER_CONFIG_DIR"] = str(folder / "home" / "jupyter")
     os.environ["JUPYTER_RUNTIME_DIR"] = str(folder / "home" / "kernels")
+    _end_cleanly_when_terminated()
     config.stash[leak_check] = check
     config.stash[session_start] = check.snapshot()
+
+
+def _end_cleanly_when_terminated() -> None:
+    """SIGTERM (a time limit around the tests, say) unwinds like an interrupt, so that nothing is left running."""
+    session = os.getpid()
+
+    def terminate(number: int, _: object) -> None:
+        if os.getpid() == session:
+            pytest.exit("terminated by SIGTERM", returncode=128 + number)
+        # A forked child of a test: none of our business.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
