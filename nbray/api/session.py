@@ -126,7 +126,7 @@ def init(
     runtime = context.Runtime(
         engine, namespace=namespace or session or f"process-{os.getpid()}-{engine.welcome.job}"
     )
-    watch = WorldWatch(engine, runtime.namespace)
+    watch = WorldWatch(engine, runtime)
     engine.before_submit = watch.check
     global _keep, _decide, _registered
     _keep = keep
