@@ -63,6 +63,7 @@ def index_of(object_id: bytes) -> int:
 
 
 def is_put(object_id: bytes) -> bool:
+    """Whether the object was made by ``put`` (or holds the large arguments of a call)."""
     return object_id[-4:] == b"\xff\xff\xff\xff"
 
 
@@ -72,8 +73,8 @@ def actor_of(call_id: bytes) -> bytes:
 
 
 def task_seed(cluster_id: bytes, task_id: bytes) -> bytes:
-    """16 bytes that seed the random state of a task: distinct across tasks, equal across its attempts."""
-    return blake2b(cluster_id + task_id, digest_size=16).digest()
+    """40 bytes that seed the random state of a task: distinct across tasks, equal across its attempts."""
+    return blake2b(cluster_id + task_id, digest_size=40).digest()
 
 
 class IdSource:

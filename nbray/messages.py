@@ -114,11 +114,13 @@ class World(_Message, tag=4):
     """The task's world as it is from now on for what this client submits; ``blob`` is empty when the node has it already.
 
     ``process``: id of the part of it that a running worker cannot take on (versions of the user's modules): another id, another process.
+    ``sources``: ids of the sources of those modules, each sent as a `Function` before.
     """
 
     world: bytes
     blob: bytes = b""
     process: bytes = b""
+    sources: list[bytes] | None = None
 
 
 class Origin(_Message, tag=5):

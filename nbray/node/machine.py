@@ -150,7 +150,7 @@ class NodeMachine:
         self.dirty: list[Peer] = []
         self.effects: list[NodeEffect] = []
         self.functions: dict[bytes, bytes] = {}
-        self.worlds: dict[bytes, bytes] = {}
+        self.worlds: dict[bytes, World] = {}
         self._kinds: dict[bytes, Kind] = {}
         self._numbers = 0
         self.objects = ObjectTable(Arena(config.store_limit, config.span), config.store_patience)
@@ -223,7 +223,8 @@ class NodeMachine:
     def settle(self, now: float) -> None:
         """Dispatch, and turn what the parts have decided into messages and effects. Once per loop, after all `receive`."""
         self.now = now
-        if self.objects.effects or self.objects.available or self.objects.lost:
+        objects = self.objects
+        if objects.effects or objects.available or objects.lost or objects.unheld:
             self.values.settle()
         self.scheduler.dispatch(now)
         if self.objects.effects:
@@ -513,7 +514,7 @@ class NodeMachine:
         peer.world = message.world
         peer.process = message.process
         if message.blob:
-            self.worlds.setdefault(message.world, message.blob)
+            self.worlds.setdefault(message.world, message)
 
     def _on_origin(self, peer: Peer, message: Origin) -> None:
         peer.cell = message.cell

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from nbray import ids
 from nbray.config import CANCEL_GRACE, INLINE_LIMIT
-from nbray.failure_codec import encode_system_error, summary
 from nbray.events import TaskEvent
+from nbray.failure_codec import encode_system_error, summary
 from nbray.messages import ACTOR_CALL, CREATE_ACTOR, STREAMING, TASK, Register, Run, StreamEnd, StreamRoom
 from nbray.messages import Function as FunctionMessage
 from nbray.messages import World as WorldMessage
 from nbray.node import pool as pools
 from nbray.scheduler.resources import readable
 from nbray.scheduler.task import CANCELLED, FAILED, FINISHED, READY, RUNNING, WAITING, Task
-from nbray.store import objects as store
+from nbray.store import holders as holder_sets
 from nbray.store.objects import ERROR_KIND, INLINE, PENDING, Object
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Tasks:
                 parent.children[task.id] = None
                 task.priority = max(task.priority, parent.priority)
                 task.cell = parent.cell
+                task.world = parent.world
         if not kind.is_call:
             spec = kind.spec
             task.shape = self.node.scheduler.shape(session, spec.environment + process, spec.resources)
@@ -83,7 +84,7 @@ class Tasks:
             if known is None:
                 self.node.objects.objects[object_id] = Object(object_id, peer.number, task)
             else:
-                known.holders = store.holder_sets.add(known.holders, peer.number)
+                known.holders = holder_sets.add(known.holders, peer.number)
                 known.producer = task
         self.admit(task)
 
@@ -97,9 +98,9 @@ class Tasks:
                 self.streams[task.id] = Stream()
             elif returns != 1 or spec.kind == CREATE_ACTOR:
                 for index in range(1 if spec.kind == CREATE_ACTOR else returns):
-                    entry = objects.entry(ids.return_id(task.id, index))
-                    entry.holders = store.holder_sets.add(entry.holders, task.owner)
-                    entry.producer = task
+                    made = objects.entry(ids.return_id(task.id, index))
+                    made.holders = holder_sets.add(made.holders, task.owner)
+                    made.producer = task
             if submit.parent and (submit.parent in self.tombstones):
                 self.fail(task, self.cancelled_error(task))
                 return
@@ -109,11 +110,11 @@ class Tasks:
                 objects.hold(object_id, task.id)
             failed: Object | None = None
             for object_id in task.inputs():
-                entry = objects.objects.get(object_id)  # type: ignore[assignment]
+                entry = objects.objects.get(object_id)
                 if entry is None:
-                    self.fail(task, self.node.values._unknown(object_id))
+                    self.fail(task, self.node.values.unknown(object_id))
                     return
-                entry.holders = store.holder_sets.add(entry.holders, task.id)
+                entry.holders = holder_sets.add(entry.holders, task.id)
                 if entry.state < INLINE:
                     missing += 1
                     if entry.dependants is None:
@@ -198,7 +199,7 @@ class Tasks:
         if task.world != worker.world:
             # What a task submits lives in the world of the task.
             worker.world = peer.world = task.world
-            send(peer, WorldMessage(task.world, self.node.worlds.get(task.world, b"")))
+            self._send_world(peer, worker)
         if kind.spec.kind == CREATE_ACTOR:
             self.node.actors.configure(worker, task)
         deps: list[tuple[Any, ...]] | None = None
@@ -211,7 +212,34 @@ class Tasks:
                 args_at = (located[2], located[3])
         if kind.spec.num_returns == STREAMING:
             self.executions[task.id] = task
-        send(peer, Run(task.run, task.id, kind.number, submit.kind, args, submit.refs, deps, task.attempt, started, args_at, task.cell, submit.args_object))
+        send(
+            peer,
+            Run(
+                task.run,
+                task.id,
+                kind.number,
+                submit.kind,
+                args,
+                submit.refs,
+                deps,
+                task.attempt,
+                started,
+                args_at,
+                task.cell,
+                submit.args_object,
+            ),
+        )
+
+    def _send_world(self, peer: Peer, worker: Worker) -> None:
+        """Tell a worker the world of the runs that follow, and first the sources of modules in it that it does not have."""
+        world = self.node.worlds.get(worker.world)
+        if world is None:
+            return
+        for source in world.sources or ():
+            if source not in worker.functions:
+                worker.functions.add(source)
+                self.node.send(peer, FunctionMessage(source, self.node.functions.get(source, b"")))
+        self.node.send(peer, WorldMessage(worker.world, world.blob))
 
     def _take(self, peer: Peer, run: int) -> Task | None:
         """The task that a worker reports on, removed from its pending ones."""
@@ -334,7 +362,7 @@ class Tasks:
             stream.made = message.index + 1
             if stream.unwanted:
                 return
-            entry.holders = store.holder_sets.add(entry.holders, task.owner)
+            entry.holders = holder_sets.add(entry.holders, task.owner)
             entry.producer = task
         if message.kind >= 0 and entry.state == PENDING:
             self.node.objects.seal_inline(entry, message.kind, message.data, message.refs)
@@ -359,7 +387,9 @@ class Tasks:
             if task is None:
                 del self.streams[message.task]
         if task is not None and task.worker is not None and task.worker.peer is not None:
-            self.node.send(task.worker.peer, StreamRoom(message.task, -1 if message.drop else message.consumed))
+            self.node.send(
+                task.worker.peer, StreamRoom(message.task, -1 if message.drop else message.consumed)
+            )
 
     def _end_stream(self, task: Task, stream: Stream) -> None:
         stream.length = stream.made
@@ -382,7 +412,9 @@ class Tasks:
         for index in range(max(task.kind.spec.num_returns, 0)):
             self.node.objects.unmake(ids.return_id(task.id, index))
 
-    def fail(self, task: Task, error: bytes, *, finished: float = 0.0, refs: list[bytes] | None = None) -> None:
+    def fail(
+        self, task: Task, error: bytes, *, finished: float = 0.0, refs: list[bytes] | None = None
+    ) -> None:
         """The task is over with this error (an encoded payload); it becomes the value of everything that the task should have returned."""
         if task.terminal:
             return
@@ -458,10 +490,29 @@ class Tasks:
         worker = task.worker
         self.node.gcs.tasks.append(
             TaskEvent(
-                task.id, spec.name, spec.kind, state, task.attempt, worker.pid if worker is not None else 0, self.node.job_of(task), task.session,
-                task.cell, spec.function, submit.parent, task.actor, submit.deps, spec.num_returns, size, error, task.submitted, task.ready,
-                task.dispatched, task.started, finished, self.node.now,
-            )  # fmt: skip
+                task.id,
+                spec.name,
+                spec.kind,
+                state,
+                task.attempt,
+                worker.pid if worker is not None else 0,
+                self.node.job_of(task),
+                task.session,
+                task.cell,
+                spec.function,
+                submit.parent,
+                task.actor,
+                submit.deps,
+                spec.num_returns,
+                size,
+                error,
+                task.submitted,
+                task.ready,
+                task.dispatched,
+                task.started,
+                finished,
+                self.node.now,
+            )
         )
 
     def lost(self, entry: Object, why: str) -> None:
@@ -527,7 +578,9 @@ class Tasks:
 
     def on_cancel(self, peer: Peer, message: m.Cancel) -> None:
         if message.cell:
-            for task in [t for t in self.tasks.values() if t.cell == message.cell and t.session == peer.session]:
+            for task in [
+                t for t in self.tasks.values() if t.cell == message.cell and t.session == peer.session
+            ]:
                 self.cancel(task, force=message.force, recursive=message.recursive)
             return
         found = self.tasks.get(message.task)
@@ -568,8 +621,15 @@ class Tasks:
         if due:
             self.graces = [g for g in self.graces if g[0] > now]
             for _, task, attempt in due:
-                if not task.terminal and task.attempt == attempt and task.worker is not None and task.state == RUNNING:
-                    self.node.end_worker(task.worker, f"{task.name} did not stop within {CANCEL_GRACE:g} s of being cancelled")
+                if (
+                    not task.terminal
+                    and task.attempt == attempt
+                    and task.worker is not None
+                    and task.state == RUNNING
+                ):
+                    self.node.end_worker(
+                        task.worker, f"{task.name} did not stop within {CANCEL_GRACE:g} s of being cancelled"
+                    )
 
     def end_session(self, session: str) -> None:
         """The session's driver has left for good: its tasks end."""

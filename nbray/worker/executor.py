@@ -37,12 +37,15 @@ from nbray.messages import (
     TaskClass,
 )
 from nbray.store import serialization
-from nbray.worker.adoption import seed_task
+from nbray.worker.adoption import Seeder, cannot_draw, plain
 
 if TYPE_CHECKING:
     from nbray.engine.local import LocalEngine
     from nbray.worker.main import WorkerInterrupts, WorkerLoop
     from nbray.worker.output import TaskStream
+
+UNWANTED = -1
+"""In place of the number of items taken: the consumer wants no more."""
 
 SLOW_FLUSH = 0.001
 """Seconds of results that may wait for those of the runs behind them."""
@@ -64,22 +67,31 @@ class Executor:
         self.instance: Any = None
         self.actor = b""
         self.restarts = 0
-        self._functions: dict[bytes, tuple[Any, Any]] = {}
+        self._functions: dict[bytes, tuple[Any, Any, bool]] = {}
         self._running: dict[bytes, tuple[context.TaskContext, asyncio.Task[Any] | None]] = {}
         self._title = ""
         self._flushed = 0.0
         self._pools: dict[str, ThreadPoolExecutor] = {}
         self._async: asyncio.AbstractEventLoop | None = None
-        self._cluster = engine.welcome.cluster
+        self._room_made = asyncio.Event()
+        self._surroundings = loop.surroundings
+        self._seeder = Seeder(engine.welcome.cluster)
         self._inline = engine.machine.inline_limit
 
     # -- one run
 
-    def _function(self, spec: TaskClass) -> tuple[Any, Any]:
+    def _function(self, spec: TaskClass) -> tuple[Any, Any, bool]:
+        """The function, which exceptions allow another attempt, and whether it cannot draw random numbers."""
         found = self._functions.get(spec.function)
         if found is None:
-            found = self._functions[spec.function] = load_function(self.loop.blobs[spec.function], spec.function)
+            target, retry = load_function(self.loop.blobs[spec.function], spec.function)
+            found = self._functions[spec.function] = (target, retry, cannot_draw(target))
         return found
+
+    def _seed(self, run: Run, spec: TaskClass) -> None:
+        """Seed the random generators, unless the run cannot draw from them."""
+        if not (self._function(spec)[2] and run.deps is None and run.args_at is None and plain(run.kind, run.args)):
+            self._seeder.seed(run.task)
 
     def execute(self, run: Run, spec: TaskClass) -> None:
         """Execute a run in this thread, up to its report."""
@@ -87,16 +99,24 @@ class Executor:
         if name is not self._title:
             self._title = name
             platform.set_process_title(f"nbray worker: {name}")
-        task = context.TaskContext(run.task, name, actor=self.actor, attempt=run.attempt, restarts=self.restarts, cell=run.cell)
+        task = context.TaskContext(
+            run.task, name, actor=self.actor, attempt=run.attempt, restarts=self.restarts, cell=run.cell, gpus=self._surroundings.gpus
+        )
         token = context.current_task.set(task)
         scopes: list[Scope] = []
         interrupts = self.interrupts
         started = time.monotonic()
         report: Any
+        surroundings = self._surroundings
         try:
-            if spec.kind != ACTOR_CALL:
-                seed_task(self._cluster, run.task)
+            if surroundings.changes and surroundings.enter(run.run):
+                self._functions.clear()
+            if surroundings.problem:
+                surroundings.check()
             function, args, kwargs = self._prepare(run, spec, scopes)
+            if spec.kind != ACTOR_CALL:
+                # After what the modules of function and arguments do when they are imported, which happens once per worker.
+                self._seed(run, spec)
             interrupts.begin(run.run)
             try:
                 value = function(*args, **kwargs)
@@ -116,6 +136,8 @@ class Executor:
         finally:
             interrupts.end()
             context.current_task.reset(token)
+            if surroundings.touched() and not self.actor:
+                surroundings.restore()
         self._finish(report, scopes)
         if report.started + report.seconds - self._flushed > SLOW_FLUSH:
             self._flushed = report.started + report.seconds
@@ -124,9 +146,12 @@ class Executor:
     def _prepare(self, run: Run, spec: TaskClass, scopes: list[Scope]) -> tuple[Callable[..., Any], Any, Any]:
         """The function and its arguments. Raises what loading or unpickling them raises."""
         if spec.kind == ACTOR_CALL:
-            function = actors.resolve_method(self.instance, spec.name.rpartition(".")[2] if "." in spec.name else spec.name)
+            function = actors.resolve_method(
+                self.instance, spec.name.rpartition(".")[2] if "." in spec.name else spec.name
+            )
         else:
             function = self._function(spec)[0]
+            self._surroundings.main.runs(function)
             if spec.kind == CREATE_ACTOR:
                 function = partial(self._construct, function)
         if not run.args and run.args_at is None and run.deps is None:
@@ -137,7 +162,9 @@ class Executor:
         if run.args_at is not None:
             offset, size = run.args_at
             data = self.engine.memory.private(offset, size, self.engine.pinned_argument(run.args_object))
-        args, kwargs = serialization.deserialize_args(run.kind, data, refs, values, writable=True if run.args_at is None else None)
+        args, kwargs = serialization.deserialize_args(
+            run.kind, data, refs, values, writable=True if run.args_at is None else None
+        )
         return function, args, kwargs
 
     def _argument(self, dep: tuple[Any, ...], scopes: list[Scope]) -> Any:
@@ -163,18 +190,23 @@ class Executor:
         if returns == 1:
             packed = serialization.serialize(value, f"the return value of {spec.name}")
             if packed.size <= self._inline:
-                return Done(run.run, started, time.monotonic() - started, packed.kind, packed.flat(), packed.refs)
+                return Done(
+                    run.run, started, time.monotonic() - started, packed.kind, packed.flat(), packed.refs
+                )
             self.engine.write(ids.return_id(run.task, 0), packed, held=False)
             return DoneMany(run.run, started, time.monotonic() - started, [(-1, b"", None)])
         if returns in (0, STREAMING):
             return DoneMany(run.run, started, time.monotonic() - started, [])
+        values: list[Any] | None
         try:
             values = list(value)
         except TypeError:
-            values = None  # type: ignore[assignment]
+            values = None
         if values is None or len(values) != returns:
             got = f"{len(values)} values" if values is not None else f"one {type(value).__name__}"
-            raise ValueError(f"{spec.name} has num_returns={returns}, so it must return {returns} values; it returned {got}")
+            raise ValueError(
+                f"{spec.name} has num_returns={returns}, so it must return {returns} values; it returned {got}"
+            )
         sealed = []
         for index, each in enumerate(values):
             packed = serialization.serialize(each, f"return value {index} of {spec.name}")
@@ -191,9 +223,11 @@ class Executor:
         if isinstance(error, actors.ActorExit):
             self.ended = True
             self.machine.out.append(Leaving("it left by exit_actor()"))
-            data = encode_system_error("ActorDiedError", f"the actor ended itself by exit_actor() in {spec.name}")
+            data = encode_system_error(
+                "ActorDiedError", f"the actor ended itself by exit_actor() in {spec.name}"
+            )
             return Failed(run.run, started, seconds, data, False, None, True)
-        retry = self._functions.get(spec.function, (None, None))[1] if spec.kind != ACTOR_CALL else None
+        retry = self._functions.get(spec.function, (None, None, False))[1] if spec.kind != ACTOR_CALL else None
         if spec.kind == ACTOR_CALL:
             method = getattr(type(self.instance), spec.name.rpartition(".")[2], None)
             retriable = spec.retry_exceptions or allows_retry(error, actors.retry_exceptions_of(method))
@@ -222,27 +256,33 @@ class Executor:
             items = _drain(items)
         if not hasattr(items, "__next__"):
             items = iter(items)
-        room = spec.backpressure
-        link = self.engine.link
         for index, value in enumerate(items):
-            packed = serialization.serialize(value, f"item {index} of {spec.name}")
-            if packed.size <= self._inline:
-                self.machine.out.append(Item(run.run, index, packed.kind, packed.flat(), packed.refs))
-            else:
-                self.engine.write(ids.return_id(run.task, index), packed, held=False)
-                self.machine.out.append(Item(run.run, index, -1, b""))
-            del value, packed
-            link.later()
-            consumed = self.consumed
-            if consumed.get(run.task) == -1:
+            self._send_item(run, spec, index, value)
+            del value
+            if self._too_far(run, spec, index + 1):
+                self.engine.link.wait(partial(self._has_room, run, spec, index + 1), None)
+            if self.consumed.get(run.task) == UNWANTED:
                 break
-            if room and index + 1 - consumed.get(run.task, 0) >= room:
-                link.wait(lambda at=index: consumed.get(run.task, 0) == -1 or at + 1 - consumed.get(run.task, 0) < room, None)  # type: ignore[misc]
-                if consumed.get(run.task) == -1:
-                    break
         self.consumed.pop(run.task, None)
         if hasattr(items, "close"):
             items.close()
+
+    def _send_item(self, run: Run, spec: TaskClass, index: int, value: Any) -> None:
+        packed = serialization.serialize(value, f"item {index} of {spec.name}")
+        if packed.size <= self._inline:
+            self.machine.out.append(Item(run.run, index, packed.kind, packed.flat(), packed.refs))
+        else:
+            self.engine.write(ids.return_id(run.task, index), packed, held=False)
+            self.machine.out.append(Item(run.run, index, -1, b""))
+        self.engine.link.later()
+
+    def _too_far(self, run: Run, spec: TaskClass, made: int) -> bool:
+        return bool(spec.backpressure) and not self._has_room(run, spec, made)
+
+    def _has_room(self, run: Run, spec: TaskClass, made: int) -> bool:
+        """Whether the consumer has taken enough of the ``made`` items, or wants no more."""
+        consumed = self.consumed.get(run.task, 0)
+        return consumed == UNWANTED or made - consumed < spec.backpressure
 
     # -- actors
 
@@ -275,19 +315,25 @@ class Executor:
     def _serve_threads(self, loop: WorkerLoop) -> None:
         options = self.options
         assert options is not None
-        self._pools = {name: ThreadPoolExecutor(limit, f"group-{name}") for name, limit in options.groups.items()}
+        self._pools = {
+            name: ThreadPoolExecutor(limit, f"group-{name}") for name, limit in options.groups.items()
+        }
         self._pools[""] = ThreadPoolExecutor(options.max_concurrency, "calls")
         while not self.ended:
             run = loop.next_run()
             if run is None:
                 break
             spec = loop.kinds[run.number]
-            self._pools[spec.concurrency_group if spec.concurrency_group in self._pools else ""].submit(self._thread_run, run, spec)
+            self._pools[spec.concurrency_group if spec.concurrency_group in self._pools else ""].submit(
+                self._thread_run, run, spec
+            )
         for pool in self._pools.values():
             pool.shutdown(wait=not self.ended)
 
     def _thread_run(self, run: Run, spec: TaskClass) -> None:
-        task = context.TaskContext(run.task, spec.name, actor=self.actor, attempt=run.attempt, restarts=self.restarts, cell=run.cell)
+        task = context.TaskContext(
+            run.task, spec.name, actor=self.actor, attempt=run.attempt, restarts=self.restarts, cell=run.cell, gpus=self._surroundings.gpus
+        )
         token = context.current_task.set(task)
         self._running[run.task] = (task, None)
         scopes: list[Scope] = []
@@ -298,7 +344,7 @@ class Executor:
             value = function(*args, **kwargs)
             if spec.num_returns == STREAMING:
                 self._stream(run, spec, value)
-            args = kwargs = None  # type: ignore[assignment]
+            args = kwargs = None
             report = self._report(run, spec, value, started)
         except BaseException as error:  # noqa: BLE001
             report = self._failure(run, spec, error, started)
@@ -365,9 +411,19 @@ class Executor:
         finally:
             event_loop.remove_reader(link.sock)
 
-    async def _coroutine(self, run: Run, spec: TaskClass, limit: asyncio.Semaphore, flush_soon: Callable[[], None]) -> None:
+    async def _coroutine(
+        self, run: Run, spec: TaskClass, limit: asyncio.Semaphore, flush_soon: Callable[[], None]
+    ) -> None:
         async with limit:
-            task = context.TaskContext(run.task, spec.name, actor=self.actor, attempt=run.attempt, restarts=self.restarts, cell=run.cell)
+            task = context.TaskContext(
+                run.task,
+                spec.name,
+                actor=self.actor,
+                attempt=run.attempt,
+                restarts=self.restarts,
+                cell=run.cell,
+                gpus=self._surroundings.gpus,
+            )
             context.current_task.set(task)
             self._running[run.task] = (task, asyncio.current_task())
             scopes: list[Scope] = []
@@ -380,7 +436,7 @@ class Executor:
                     value = await value
                 if spec.num_returns == STREAMING:
                     await self._stream_async(run, spec, value)
-                args = kwargs = None  # type: ignore[assignment]
+                args = kwargs = None
                 report = self._report(run, spec, value, started)
             except asyncio.CancelledError as error:
                 report = self._failure(run, spec, error, started)
@@ -399,19 +455,22 @@ class Executor:
             return
         index = 0
         async for value in items:
-            packed = serialization.serialize(value, f"item {index} of {spec.name}")
-            if packed.size <= self._inline:
-                self.machine.out.append(Item(run.run, index, packed.kind, packed.flat(), packed.refs))
-            else:
-                self.engine.write(ids.return_id(run.task, index), packed, held=False)
-                self.machine.out.append(Item(run.run, index, -1, b""))
-            self.engine.link.flush()
+            self._send_item(run, spec, index, value)
             index += 1
-            while spec.backpressure and 0 <= self.consumed.get(run.task, 0) <= index - spec.backpressure:
-                await asyncio.sleep(0.001)
-            if self.consumed.get(run.task) == -1:
+            if self._too_far(run, spec, index):
+                self._room_made.clear()
+                while not self._has_room(run, spec, index):
+                    self.engine.link.flush()
+                    await self._room_made.wait()
+                    self._room_made.clear()
+            if self.consumed.get(run.task) == UNWANTED:
                 break
         self.consumed.pop(run.task, None)
+
+    def take_room(self, task: bytes, consumed: int) -> None:
+        """The consumer of a generator has taken this many items."""
+        self.consumed[task] = consumed
+        self._room_made.set()
 
     def close(self) -> None:
         """The worker ends: let go of the actor."""
@@ -429,5 +488,3 @@ def _drain(items: Any) -> Any:
                 return
     finally:
         loop.close()
-
-

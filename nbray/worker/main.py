@@ -32,11 +32,10 @@ from nbray.messages import (
     World,
 )
 from nbray.transport.link import Interrupts
-from nbray.worker import adoption
-from nbray.worker import world as worlds
 from nbray.worker.executor import Executor
 from nbray.worker.machine import NO_TOKEN, WorkerMachine
 from nbray.worker.output import TaskStream
+from nbray.worker.world import Surroundings
 
 OOM_SCORE = 500
 """The kernel is to choose workers, never the notebook, when memory runs out."""
@@ -104,6 +103,7 @@ class WorkerLoop:
         self.queue = self.machine.queue
         self.kinds = self.machine.kinds
         self.blobs: dict[bytes, bytes] = {}
+        self.surroundings = Surroundings(self.blobs)
         self._tokens = tokens
         self._poll = select.poll()
         self._poll.register(engine.link.sock, select.POLLIN)
@@ -124,7 +124,7 @@ class WorkerLoop:
         """Messages about what runs already."""
         kind = type(message)
         if kind is StreamRoom:
-            self.executor.consumed[message.task] = message.consumed
+            self.executor.take_room(message.task, message.consumed)
             return True
         if kind is Interrupt:
             self.executor.interrupt(message.task)
@@ -136,15 +136,20 @@ class WorkerLoop:
         inbox = self.engine.inbox
         while inbox:
             message = inbox.popleft()
+            kind = type(message)
+            if kind is Run:
+                self.surroundings.arrived(message.run)
             if self.machine.take_in(message):
                 continue
-            kind = type(message)
             if kind is Function:
                 self.blobs[message.function] = message.blob
             elif kind is World:
-                worlds.apply(message.blob)
+                if self.executor.actor:
+                    self.surroundings.extend(message)
+                else:
+                    self.surroundings.coming(message)
             elif kind is Adopt:
-                adoption.adopt(message, self.engine, self.blobs)
+                self.surroundings.adopt(message)
             elif kind is Configure:
                 self.executor.configure(message)
 
@@ -219,7 +224,8 @@ def run_worker(number: int, fds: list[int], told: dict[str, Any], parent: int) -
     engine = LocalEngine(sock, told["arena"], Hello(PROTOCOL, WORKER, os.getpid(), "", number), interrupts)
     loop = WorkerLoop(engine, tokens, interrupts)
     streams = [
-        TaskStream(name, fd, engine.machine.out.append, engine.link.flush, engine.link.arm) for name, fd in (("stdout", 1), ("stderr", 2))
+        TaskStream(name, fd, engine.machine.out.append, engine.link.flush, engine.link.arm)
+        for name, fd in (("stdout", 1), ("stderr", 2))
     ]
     sys.stdout, sys.stderr = streams
     before = engine.link.tidy
@@ -242,5 +248,3 @@ def run_worker(number: int, fds: list[int], told: dict[str, Any], parent: int) -
     finally:
         engine.closed = "this worker has ended"
     return 0
-
-

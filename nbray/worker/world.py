@@ -50,6 +50,7 @@ class World(msgspec.Struct, array_like=True):
 
 
 def encode(world: World) -> bytes:
+    """As it travels."""
     return msgspec.msgpack.encode(world)
 
 
@@ -165,8 +166,8 @@ class Surroundings:
             if os.fsdecode(entry) not in sys.path:
                 sys.path.append(os.fsdecode(entry))
 
-    @property
-    def touched(self) -> bool:
+    @staticmethod
+    def touched() -> bool:
         """Whether the task has changed the directory or the environment."""
         return _touched
 
