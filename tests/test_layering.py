@@ -73,7 +73,6 @@ MAY_READ_ENVIRONMENT = {
     "config.py": "the one place that knows the names of settings",
     "api/world.py": "takes the notebook's environment along, as data",
     "worker/world.py": "makes a worker's environment the notebook's",
-    "worker/adoption.py": "sets the thread counts and GPUs of a task, unless the user did",
     "worker/zygote.py": "keeps numeric libraries to one thread while it imports them",
 }
 
