@@ -31,7 +31,23 @@ class Entry:
     that are alive; ``borrowers``: scopes of refs that were read out of it.
     """
 
-    __slots__ = ("asked", "callbacks", "count", "data", "held", "kind", "mine", "offset", "pins", "refs", "scopes", "size", "state", "used", "views")
+    __slots__ = (
+        "asked",
+        "callbacks",
+        "count",
+        "data",
+        "held",
+        "kind",
+        "mine",
+        "offset",
+        "pins",
+        "refs",
+        "scopes",
+        "size",
+        "state",
+        "used",
+        "views",
+    )
 
     def __init__(self, count: int = 1, held: bool = True) -> None:
         self.state = PENDING
@@ -134,6 +150,10 @@ class ClientMachine:
             if entry.count > 0 or entry.callbacks:
                 continue
             if entry.scopes:
+                if gone:
+                    # One of them may live on inside of this container and be held anew.
+                    self.out.append(Drop(gone))
+                    gone = []
                 self.end_scopes(entry.scopes)
                 entry.scopes = None
             if entry.held:
@@ -210,7 +230,16 @@ class ClientMachine:
 
     # -- asking
 
-    def ask(self, objects: list[bytes], *, fetch: bool = True, blocked: bool = False, request: int = 0, task: bytes = b"", count: int = 0) -> None:
+    def ask(
+        self,
+        objects: list[bytes],
+        *,
+        fetch: bool = True,
+        blocked: bool = False,
+        request: int = 0,
+        task: bytes = b"",
+        count: int = 0,
+    ) -> None:
         self.out.append(Get(objects, fetch, blocked, request, task, count))
 
     # -- what the node says
