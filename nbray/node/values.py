@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from nbray import ids
 from nbray.config import PUSH_WINDOW
-from nbray.failure_codec import encode_system_error
 from nbray.events import ObjectEvent
+from nbray.failure_codec import encode_system_error
 from nbray.messages import Created, Located, Ready, Reply, Value
+from nbray.store import holders as holder_sets
 from nbray.store import objects as store
 from nbray.store.objects import ARENA, ERROR_KIND, INLINE, PENDING, Granted, Object, Refused
 
@@ -46,7 +47,7 @@ class Values:
     def on_put(self, peer: Peer, message: m.Put) -> None:
         entry = self.table.entry(message.object)
         if entry.state == PENDING:
-            entry.holders = store.holder_sets.add(entry.holders, peer.number)
+            entry.holders = holder_sets.add(entry.holders, peer.number)
             self.table.seal_inline(entry, message.kind, message.data, message.refs)
             self.sealed(entry)
 
@@ -58,8 +59,10 @@ class Values:
         if entry is None:
             return
         if message.held:
-            entry.holders = store.holder_sets.add(entry.holders, peer.number)
-        self.node.gcs.facts.append(ObjectEvent(entry.id, "SEALED", self.node.now, entry.size, peer.job, peer.cell))
+            entry.holders = holder_sets.add(entry.holders, peer.number)
+        self.node.gcs.facts.append(
+            ObjectEvent(entry.id, "SEALED", self.node.now, entry.size, peer.job, peer.cell)
+        )
         if message.held or ids.is_put(entry.id):
             self.sealed(entry)
 
@@ -73,7 +76,7 @@ class Values:
             entry = self.table.objects.get(object_id)
             if entry is None:
                 answered += 1
-                self.node.send(peer, Value(object_id, ERROR_KIND, self._unknown(object_id)))
+                self.node.send(peer, Value(object_id, ERROR_KIND, self.unknown(object_id)))
             elif entry.state == INLINE:
                 answered += 1
                 if not entry.pushed or entry.producer is None or entry.producer.owner != peer.number:
@@ -96,7 +99,9 @@ class Values:
             worker = peer.worker
             assert worker is not None
             left = (message.count or len(message.objects)) - answered
-            self.waits[peer.number, message.request] = Wait(message.request, message.task, left, message.objects)
+            self.waits[peer.number, message.request] = Wait(
+                message.request, message.task, left, message.objects
+            )
             self.node.scheduler.blocked(worker, message.task)
             if len(worker.pending) > 1 and not worker.actor:
                 self.node.revoke(worker)
@@ -121,15 +126,21 @@ class Values:
             entry = objects.get(object_id)
             if entry is None:
                 continue
+            # Without its ref it has forgotten the value: if it meets the object again, it needs it again.
+            entry.pushed = False
             if entry.holders == number:
                 entry.holders = None
             else:
-                entry.holders = store.holder_sets.remove(entry.holders, number)
+                entry.holders = holder_sets.remove(entry.holders, number)
                 if entry.holders is not None:
                     continue
             if entry.state >= INLINE:
                 collect(entry)
-            if entry.producer is not None and entry.producer.actor and entry.id == ids.return_id(entry.producer.actor, 0):
+            if (
+                entry.producer is not None
+                and entry.producer.actor
+                and entry.id == ids.return_id(entry.producer.actor, 0)
+            ):
                 self.node.actors.released(entry.producer.actor)
 
     def on_unpin(self, peer: Peer, message: m.Unpin) -> None:
@@ -142,7 +153,9 @@ class Values:
             if entry is not None and entry.sealed and not entry.pins:
                 self.table.reset(entry)
                 entry.producer = None
-                text = f"object {ids.short(object_id)} was released by free(); run the code that made it again"
+                text = (
+                    f"object {ids.short(object_id)} was released by free(); run the code that made it again"
+                )
                 self.table.seal_inline(entry, ERROR_KIND, encode_system_error("ObjectFreedError", text), None)
                 self.node.gcs.facts.append(ObjectEvent(object_id, "FREED", self.node.now))
 
@@ -181,7 +194,7 @@ class Values:
                 if waiter[0] == owner.number:
                     entry.pushed = True
                     return
-        if owner.unsent < PUSH_WINDOW and entry.holders is not None:
+        if owner.unsent < PUSH_WINDOW and store.holder_sets.contains(entry.holders, owner.number):
             if entry.state == INLINE:
                 entry.pushed = True
                 self.node.send(owner, Value(entry.id, entry.kind, entry.data, entry.refs))
@@ -201,7 +214,7 @@ class Values:
         self.table.pin(entry, peer.number)
         self.node.send(peer, Located(entry.id, entry.kind, entry.block.offset, entry.size, entry.refs))
 
-    def _unknown(self, object_id: bytes) -> bytes:
+    def unknown(self, object_id: bytes) -> bytes:
         text = (
             f"object {ids.short(object_id)} is not known to this cluster: its last reference is gone, it was made in another cluster, "
             "or its cluster was restarted. Keep a reference to what is still needed, or run the code that made it again."
@@ -235,6 +248,10 @@ class Values:
     def settle(self) -> None:
         """Turn what the object table has to say into messages and effects of the node."""
         table = self.table
+        unheld, table.unheld = table.unheld, []
+        for entry in unheld:
+            if entry.producer is not None and entry.producer.actor:
+                self.node.actors.released(entry.producer.actor)
         while table.available or table.lost:
             available, table.available = table.available, []
             for entry in available:
@@ -257,7 +274,10 @@ class Values:
                 if peer is None:
                     table.abort(effect.request.object)
                 else:
-                    self.node.send(peer, Created(effect.request.number, effect.request.object, effect.offset, effect.warm))
+                    self.node.send(
+                        peer,
+                        Created(effect.request.number, effect.request.object, effect.offset, effect.warm),
+                    )
             elif isinstance(effect, Refused):
                 peer = self.node.peers.get(effect.request.client)
                 if peer is not None:
@@ -273,7 +293,7 @@ class Values:
         for entry in list(self.table.objects.values()):
             if entry.waiters:
                 entry.waiters = [w for w in entry.waiters if w[0] != number] or None
-            if entry.holders is not None and store.holder_sets.contains(entry.holders, number):
+            if entry.holders is not None and holder_sets.contains(entry.holders, number):
                 self.release(entry, number)
             elif entry.holders is None and entry.waiters is None and entry.sealed:
                 self.table.collect(entry)

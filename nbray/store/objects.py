@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from nbray import ids
@@ -49,7 +50,7 @@ class Object:
         self.size = 0
         self.holders = holders
         self.producer = producer
-        self.waiters: list[tuple[int, bool]] | None = None
+        self.waiters: list[tuple[int, bool, int]] | None = None
         self.dependants: list[Task] | None = None
         self.pins: dict[int, int] | None = None
         self.on_disk = False
@@ -77,6 +78,8 @@ class Request:
 
 @dataclass(slots=True, frozen=True)
 class Spill:
+    """Write the bytes to disk; report with `ObjectTable.spilled`."""
+
     object: bytes
     offset: int
     size: int
@@ -84,6 +87,8 @@ class Spill:
 
 @dataclass(slots=True, frozen=True)
 class Restore:
+    """Read the bytes back from disk; report with `ObjectTable.restored`."""
+
     object: bytes
     offset: int
     size: int
@@ -91,11 +96,15 @@ class Restore:
 
 @dataclass(slots=True, frozen=True)
 class DeleteSpilled:
+    """The copy on disk is not needed any more."""
+
     object: bytes
 
 
 @dataclass(slots=True, frozen=True)
 class Punch:
+    """Give the memory of these (offset, length) ranges back to the system."""
+
     ranges: list[tuple[int, int]]
 
 
@@ -132,6 +141,8 @@ class ObjectTable:
         """Objects that became readable through a restore since the machine last looked."""
         self.lost: list[Object] = []
         """Objects whose spilled copy could not be read back."""
+        self.unheld: list[Object] = []
+        """Objects that only a freed object held: the last handles of actors may be among them."""
         self.inline_bytes = 0
         self.spilled_bytes = 0
         self.spilled_total = 0
@@ -189,6 +200,7 @@ class ObjectTable:
                     contained.holders = holder_sets.remove(contained.holders, gone.id)
                     if contained.holders is None:
                         doomed.append(contained)
+                        self.unheld.append(contained)
 
     def _discard(self, entry: Object) -> None:
         if entry.state == INLINE:
@@ -279,6 +291,7 @@ class ObjectTable:
                 self.release(inner, entry.id)
             entry.state = PENDING
             entry.data, entry.refs, entry.block, entry.kind = b"", None, None, 0
+            entry.pushed = False
 
     # -- pins
 
@@ -512,7 +525,7 @@ class ObjectTable:
         spans += [(block.offset, block.size) for block in self._orphans.values()]
         assert inline == self.inline_bytes, f"inline bytes {self.inline_bytes}, counted {inline}"
         spans.sort()
-        for (a, length), (b, _) in zip(spans, spans[1:], strict=False):
+        for (a, length), (b, _) in pairwise(spans):
             assert a + length <= b, "arena blocks overlap"
 
 
