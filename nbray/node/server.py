@@ -362,8 +362,8 @@ class NodeServer:
         peer = self.machine.peers.get(number)
         if peer is not None:
             if peer.worker is not None:
-                # Its end is what the zygote reports; a worker that only closed its connection is of no use any more.
-                self.machine.end_worker(peer.worker, "it closed its connection")
+                # How it ended is what the zygote reports; one that only closed its connection is of no use any more.
+                self.machine.end_worker(peer.worker, "")
             else:
                 self.machine.disconnected(peer, time.monotonic())
 
