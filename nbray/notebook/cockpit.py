@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbray import config
-from nbray.api import context, session
+from nbray.api import context, session, world
 from nbray.notebook import lifecycle
 from nbray.notebook.output import Router
 
@@ -51,6 +51,8 @@ class Cockpit:
     def load(self) -> None:
         """Listen to the shell's cells and to clusters that this process joins."""
         self.shell.events.register("pre_run_cell", self.before_cell)
+        self.shell.events.register("post_run_cell", self.after_cell)
+        world.note_modules()
         self._showtraceback = self.shell.showtraceback
         self.shell.showtraceback = self._show_error
         context.on_install.append(self.attach)
@@ -61,6 +63,7 @@ class Cockpit:
     def unload(self) -> None:
         """The opposite of `load`."""
         self.shell.events.unregister("pre_run_cell", self.before_cell)
+        self.shell.events.unregister("post_run_cell", self.after_cell)
         del self.shell.showtraceback
         context.on_install.remove(self.attach)
         runtime = context.current()
@@ -79,6 +82,11 @@ class Cockpit:
             runtime.epoch += 1
             engine: Any = runtime.engine
             engine.set_origin(self.cell.label)
+
+    @staticmethod
+    def after_cell(_result: Any) -> None:
+        """A cell has ended: the modules that it has imported are noted as they are, before anybody edits them."""
+        world.note_modules()
 
     def _number(self, info: Any) -> int:
         """What ``In[n]`` will show. Newer versions of IPython have counted up when the cell begins; the history is written later in all."""
