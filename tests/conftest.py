@@ -63,6 +63,7 @@ def _end_cleanly_when_terminated() -> None:
     signal.signal(signal.SIGTERM, terminate)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """The notebooks run outside of the fixtures below: look once more at the very end."""
     check = session.config.stash[leak_check]

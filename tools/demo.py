@@ -6,6 +6,7 @@ The executed copy is saved under build/demo/; the notebook itself is not touched
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import sys
@@ -88,10 +89,13 @@ def run(source: Path, target: Path, timeout: int) -> int:
         notebook,
         timeout=timeout,
         kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(source.parent)}},
         on_cell_start=narrator.start,
         on_cell_executed=narrator.done,
     )
+    # A cluster of the demo's own: the user's is neither joined nor stopped.
+    os.environ.setdefault("NBRAY_CLUSTER", "demo")
     started = time.monotonic()
     failure: CellExecutionError | None = None
     try:
