@@ -84,7 +84,7 @@ class WorkerLink:
     __slots__ = ("connection", "interrupt", "output", "pid", "token_read", "token_write")
 
     def __init__(
-        self, connection: int, token_read: int, token_write: int, interrupt: int, output: list[int]
+        self, connection: int, token_read: int, token_write: int, interrupt: int, output: list[tuple[str, int]]
     ) -> None:
         self.connection = connection
         self.token_read = token_read
@@ -384,7 +384,7 @@ class NodeServer:
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
         connection = self._admit(ours)
         self.links[number] = WorkerLink(
-            connection.number, _reopen(token_read), token_write, interrupt_write, [out_read, err_read]
+            connection.number, _reopen(token_read), token_write, interrupt_write, [("stdout", out_read), ("stderr", err_read)]
         )
         peer_number = connection.number
 
@@ -412,6 +412,10 @@ class NodeServer:
             return True
         self.unwatch(fd)
         os.close(fd)
+        link = self.links.get(number)
+        if link is not None:
+            # The number will be that of another file soon.
+            link.output = [other for other in link.output if other[1] != fd]
         return False
 
     def _zygote_speaks(self, _mask: int) -> None:
@@ -439,8 +443,8 @@ class NodeServer:
                 except Exception as error:  # noqa: BLE001
                     log.warning("the last words of worker %s could not be read: %s", link.pid, error)
             connection.close()
-        for stream, fd in zip(("stdout", "stderr"), link.output, strict=True):
-            while fd in self.handlers and self._raw_output(number, stream, fd):
+        for stream, fd in list(link.output):
+            while self._raw_output(number, stream, fd):
                 pass
         unread = self._read_tokens(link)
         for fd in (link.token_read, link.token_write, link.interrupt):
