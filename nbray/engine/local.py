@@ -418,6 +418,8 @@ class LocalEngine(Engine):
         from nbray.messages import Abort
 
         created = self._request(lambda request: Create(request, object_id, packed.size))
+        if type(created) is not Created:
+            return  # An earlier execution of the task has made it, and it was seen: that one stays.
         try:
             packed.write_into(self.memory, created.offset, warm=created.warm)
         except BaseException:

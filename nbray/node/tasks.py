@@ -8,7 +8,7 @@ from nbray import ids
 from nbray.config import CANCEL_GRACE, INLINE_LIMIT
 from nbray.events import TaskEvent
 from nbray.failure_codec import encode_system_error, summary
-from nbray.messages import ACTOR_CALL, CREATE_ACTOR, STREAMING, TASK, Register, Run, StreamEnd, StreamRoom
+from nbray.messages import ACTOR_CALL, CREATE_ACTOR, STREAMING, TASK, Register, Run, StreamAck, StreamEnd, StreamRoom
 from nbray.messages import Function as FunctionMessage
 from nbray.messages import World as WorldMessage
 from nbray.node import pool as pools
@@ -30,9 +30,10 @@ _RETRIED = 7
 class Stream:
     """A generator task's items: how many are sealed and taken; the owner's hold on items it has not taken is the node's to drop."""
 
-    __slots__ = ("consumed", "length", "made", "unwanted")
+    __slots__ = ("consumed", "length", "made", "owner", "unwanted")
 
-    def __init__(self) -> None:
+    def __init__(self, owner: int) -> None:
+        self.owner = owner
         self.made = 0
         self.consumed = 0
         self.length = -1
@@ -95,7 +96,7 @@ class Tasks:
         if not again:
             returns = spec.num_returns
             if returns == STREAMING:
-                self.streams[task.id] = Stream()
+                self.streams[task.id] = Stream(task.owner)
             elif returns != 1 or spec.kind == CREATE_ACTOR:
                 for index in range(1 if spec.kind == CREATE_ACTOR else returns):
                     made = objects.entry(ids.return_id(task.id, index))
@@ -309,7 +310,9 @@ class Tasks:
             entry = self.node.objects.objects.get(ids.return_id(task.id, index))
             if entry is None:
                 continue
-            if kind >= 0 and entry.state == PENDING:
+            if kind < 0:
+                self.node.values.reported(entry, peer)
+            elif entry.state == PENDING:
                 self.node.objects.seal_inline(entry, kind, data, refs)
             if entry.sealed:
                 size += entry.size
@@ -357,14 +360,22 @@ class Tasks:
         stream = self.streams.get(task.id) if task is not None else None
         if task is None or stream is None:
             return
-        entry = self.node.objects.entry(ids.return_id(task.id, message.index))
-        if message.index >= stream.made:
-            stream.made = message.index + 1
-            if stream.unwanted:
+        object_id = ids.return_id(task.id, message.index)
+        made = message.index < stream.made
+        stream.made = max(stream.made, message.index + 1)
+        if made or stream.unwanted:
+            # Of an earlier attempt, or dropped: worth something only if somebody still knows it.
+            known = self.node.objects.objects.get(object_id)
+            if known is None:
                 return
+            entry = known
+        else:
+            entry = self.node.objects.entry(object_id)
             entry.holders = holder_sets.add(entry.holders, task.owner)
             entry.producer = task
-        if message.kind >= 0 and entry.state == PENDING:
+        if message.kind < 0:
+            self.node.values.reported(entry, peer)
+        elif entry.state == PENDING:
             self.node.objects.seal_inline(entry, message.kind, message.data, message.refs)
         if entry.sealed:
             owner = self.node.peers.get(task.owner)
@@ -373,6 +384,15 @@ class Tasks:
             self.node.values.sealed(entry)
 
     def on_stream_ack(self, peer: Peer, message: m.StreamAck) -> None:
+        self._take_items(peer.number, message)
+
+    def owner_gone(self, number: int) -> None:
+        """Nobody will take the items of this process's generators any more."""
+        for task_id, stream in list(self.streams.items()):
+            if stream.owner == number and not stream.unwanted:
+                self._take_items(number, StreamAck(task_id, stream.consumed, True))
+
+    def _take_items(self, number: int, message: m.StreamAck) -> None:
         stream = self.streams.get(message.task)
         if stream is None:
             return
@@ -383,7 +403,7 @@ class Tasks:
             for index in range(message.consumed, stream.made):
                 entry = self.node.objects.objects.get(ids.return_id(message.task, index))
                 if entry is not None:
-                    self.node.values.release(entry, peer.number)
+                    self.node.values.release(entry, number)
             if task is None:
                 del self.streams[message.task]
         if task is not None and task.worker is not None and task.worker.peer is not None:
@@ -393,6 +413,7 @@ class Tasks:
 
     def _end_stream(self, task: Task, stream: Stream) -> None:
         stream.length = stream.made
+        self.node.values.abandon(ids.return_id(task.id, stream.length))
         owner = self.node.peers.get(task.owner)
         if owner is not None and not stream.unwanted:
             self.node.send(owner, StreamEnd(task.id, stream.length))
@@ -436,11 +457,11 @@ class Tasks:
             first, last = 0, 1 if spec.kind == CREATE_ACTOR else spec.num_returns
         for index in range(first, last):
             entry = self.node.objects.objects.get(ids.return_id(task.id, index))
-            if entry is None:
-                if stream is None or stream.unwanted:
-                    continue
+            if stream is not None and not stream.unwanted:
                 entry = self.node.objects.entry(ids.return_id(task.id, index))
-                entry.holders = task.owner
+                entry.holders = holder_sets.add(entry.holders, task.owner)
+            if entry is None:
+                continue
             self.node.objects.unmake(entry.id)
             if entry.state == PENDING:
                 self.node.objects.seal_inline(entry, ERROR_KIND, error, refs)

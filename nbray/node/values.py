@@ -11,7 +11,7 @@ from nbray.failure_codec import encode_system_error
 from nbray.messages import Created, Located, Ready, Reply, Value
 from nbray.store import holders as holder_sets
 from nbray.store import objects as store
-from nbray.store.objects import ARENA, ERROR_KIND, INLINE, PENDING, Granted, Object, Refused
+from nbray.store.objects import ARENA, CREATED, ERROR_KIND, INLINE, PENDING, Granted, Object, Refused
 
 if TYPE_CHECKING:
     from nbray import messages as m
@@ -55,16 +55,27 @@ class Values:
         self.table.create(message.object, message.size, peer.number, message.request, self.node.now)
 
     def on_seal(self, peer: Peer, message: m.Seal) -> None:
+        if not message.held:
+            # A return value or an item: until the task reports it, a retry may still make another one.
+            self.table.written(message.object, message.kind, message.refs)
+            return
         entry = self.table.seal(message.object, message.kind, message.refs)
         if entry is None:
             return
-        if message.held:
-            entry.holders = holder_sets.add(entry.holders, peer.number)
+        entry.holders = holder_sets.add(entry.holders, peer.number)
+        self._event(entry, peer)
+        self.sealed(entry)
+
+    def reported(self, entry: Object, peer: Peer) -> None:
+        """The task that has written this return value or item says that it is what it returns."""
+        if entry.state == CREATED:
+            self.table.seal(entry.id, entry.kind, entry.refs)
+            self._event(entry, peer)
+
+    def _event(self, entry: Object, peer: Peer) -> None:
         self.node.gcs.facts.append(
             ObjectEvent(entry.id, "SEALED", self.node.now, entry.size, peer.job, peer.cell)
         )
-        if message.held or ids.is_put(entry.id):
-            self.sealed(entry)
 
     def on_abort(self, peer: Peer, message: m.Abort) -> None:
         self.table.abort(message.object)
@@ -74,6 +85,8 @@ class Values:
         answered = 0
         for object_id in message.objects:
             entry = self.table.objects.get(object_id)
+            if entry is None and self._will_come(object_id):
+                entry = self.table.entry(object_id)
             if entry is None:
                 answered += 1
                 self.node.send(peer, Value(object_id, ERROR_KIND, self.unknown(object_id)))
@@ -106,6 +119,17 @@ class Values:
             if len(worker.pending) > 1 and not worker.actor:
                 self.node.revoke(worker)
             self.node.tasks.hurry(message.task, message.objects)
+
+    def _will_come(self, object_id: bytes) -> bool:
+        """Whether this is an item that its generator has not made yet."""
+        stream = self.node.tasks.streams.get(ids.task_of(object_id))
+        return stream is not None and stream.length < 0 and not stream.unwanted and ids.index_of(object_id) >= stream.made
+
+    def abandon(self, object_id: bytes) -> None:
+        """This object will never be made; who waits for it hears that by other means."""
+        entry = self.table.objects.get(object_id)
+        if entry is not None and entry.state == PENDING and entry.holders is None:
+            del self.table.objects[object_id]
 
     def on_unblocked(self, peer: Peer, message: m.Unblocked) -> None:
         self._resume(peer, message.request)
@@ -290,6 +314,8 @@ class Values:
         number = peer.number
         for key in [key for key in self.waits if key[0] == number]:
             del self.waits[key]
+        self.node.tasks.owner_gone(number)
+        self.table.drop_requests(number)
         for entry in list(self.table.objects.values()):
             if entry.waiters:
                 entry.waiters = [w for w in entry.waiters if w[0] != number] or None

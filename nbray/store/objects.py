@@ -119,7 +119,7 @@ class Granted:
 
 @dataclass(slots=True, frozen=True)
 class Refused:
-    """A client's creation cannot be served; ``error`` names a class of ``nbray.errors``."""
+    """A client's creation cannot be served; ``error`` names a class of ``nbray.errors``, or is empty: the object is there already."""
 
     request: Request
     error: str
@@ -268,6 +268,12 @@ class ObjectTable:
             self._contain(entry, refs)
         return entry
 
+    def written(self, object_id: bytes, kind: int, refs: list[bytes] | None) -> None:
+        """The bytes of a return value are there; it is sealed, with this kind and these refs, when its task reports it."""
+        entry = self.objects.get(object_id)
+        if entry is not None and entry.state == CREATED:
+            entry.kind, entry.refs = kind, refs
+
     def abort(self, object_id: bytes) -> None:
         """A created object will not be sealed: its memory is free again. It stays pending."""
         entry = self.objects.get(object_id)
@@ -275,6 +281,15 @@ class ObjectTable:
             self.arena.free(entry.block)
             entry.block = None
             entry.state = PENDING
+            entry.kind, entry.refs = 0, None
+            if entry.holders is None and entry.producer is None and not entry.waiters and not entry.dependants:
+                del self.objects[object_id]
+            self.serve()
+
+    def drop_requests(self, client: int) -> None:
+        """The client is gone: it needs no more memory."""
+        if any(request.client == client for request in self._requests):
+            self._requests = deque(request for request in self._requests if request.client != client)
             self.serve()
 
     def unmake(self, object_id: bytes) -> None:
@@ -360,8 +375,8 @@ class ObjectTable:
                     self.effects.append(
                         Refused(
                             request,
-                            "ObjectLostError",
-                            "this object was made before by another attempt of its task",
+                            "",
+                            "",
                         )
                     )
                     continue

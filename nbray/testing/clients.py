@@ -322,6 +322,8 @@ class SimClient:
 
     def write(self, object_id: bytes, data: bytes, refs: list[bytes] | None, *, held: bool) -> Verb:
         created = yield from self.request(lambda request: Create(request, object_id, len(data)))
+        if type(created) is not Created:
+            return
         yield Sleep(self.world.random.uniform(0, 0.0005))
         self.node.memory[created.offset : created.offset + len(data)] = data
         self.machine.out.append(Seal(object_id, 0, refs, held))

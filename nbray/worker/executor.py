@@ -128,7 +128,6 @@ class Executor:
                 interrupts.active = False
             args = kwargs = function = None  # type: ignore[assignment]
             report = self._report(run, spec, value, started)
-            value = None
         except BaseException as error:  # noqa: BLE001  (whatever the user's code raises is its result)
             args = kwargs = function = value = None  # type: ignore[assignment]
             report = self._failure(run, spec, error, started)
@@ -139,6 +138,8 @@ class Executor:
             if surroundings.touched() and not self.actor:
                 surroundings.restore()
         self._finish(report, scopes)
+        # Not before: refs that it contains must not be dropped before the report says that it contains them.
+        value = None
         if report.started + report.seconds - self._flushed > SLOW_FLUSH:
             self._flushed = report.started + report.seconds
             self.engine.link.flush()
