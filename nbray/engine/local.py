@@ -716,7 +716,7 @@ class LocalEngine(Engine):
         with self._lock:
             for ref in refs:
                 entry = self.entries[ref._id]
-                if entry.state == VALUE or not entry.pins:
+                if entry.state != PENDING and (entry.state == VALUE or not entry.pins):
                     entry.state = PENDING
                     entry.data = b""
                     entry.mine = False

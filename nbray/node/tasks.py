@@ -213,6 +213,10 @@ class Tasks:
                 args_at = (located[2], located[3])
         if kind.spec.num_returns == STREAMING:
             self.executions[task.id] = task
+            stream = self.streams.get(task.id)
+            if stream is not None and (stream.consumed or stream.unwanted):
+                # An earlier attempt, or the wait in the queue: the consumer will not say again what it has said.
+                send(peer, StreamRoom(task.id, -1 if stream.unwanted else stream.consumed))
         send(
             peer,
             Run(
@@ -380,7 +384,7 @@ class Tasks:
         if entry.sealed:
             owner = self.node.peers.get(task.owner)
             if owner is not None:
-                self.node.values.push(owner, entry)
+                self.node.values.push(owner, entry, announce=True)
             self.node.values.sealed(entry)
 
     def on_stream_ack(self, peer: Peer, message: m.StreamAck) -> None:
@@ -466,7 +470,7 @@ class Tasks:
             if entry.state == PENDING:
                 self.node.objects.seal_inline(entry, ERROR_KIND, error, refs)
                 if owner is not None:
-                    self.node.values.push(owner, entry)
+                    self.node.values.push(owner, entry, announce=stream is not None)
                 self.node.values.sealed(entry)
         if stream is not None:
             self._end_stream(task, stream)

@@ -211,19 +211,24 @@ class Values:
         if entry.holders is None:
             self.table.collect(entry)
 
-    def push(self, owner: Peer, entry: Object) -> None:
-        """A result goes to whoever submitted its task, unasked, unless it has more than enough to read already."""
+    def push(self, owner: Peer, entry: Object, *, announce: bool = False) -> None:
+        """A result goes to whoever submitted its task, unasked, unless it has more than enough to read already.
+
+        ``announce``: it cannot ask, because it knows of an item only what it is told.
+        """
         if entry.waiters is not None:
             for waiter in entry.waiters:
                 if waiter[0] == owner.number:
                     entry.pushed = True
                     return
-        if owner.unsent < PUSH_WINDOW and store.holder_sets.contains(entry.holders, owner.number):
-            if entry.state == INLINE:
-                entry.pushed = True
-                self.node.send(owner, Value(entry.id, entry.kind, entry.data, entry.refs))
-            else:
-                self.node.send(owner, Ready(entry.id, entry.size))
+        if not holder_sets.contains(entry.holders, owner.number):
+            return
+        room = owner.unsent < PUSH_WINDOW
+        if room and entry.state == INLINE:
+            entry.pushed = True
+            self.node.send(owner, Value(entry.id, entry.kind, entry.data, entry.refs))
+        elif room or announce:
+            self.node.send(owner, Ready(entry.id, entry.size))
 
     def _answer(self, peer: Peer, entry: Object, fetch: bool) -> None:
         if entry.state == INLINE:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nbray import ids
-from nbray.api.machine import Entry, Scope
+from nbray.api.machine import PENDING, VALUE, Entry, Scope
 from nbray.api.refs import ObjectRef
 from nbray.failure_codec import UserFailure, encode_system_error, encode_user_failure
 from nbray.messages import (
@@ -319,8 +319,8 @@ class Program:
         else:
             entry = client.entry(found)
             client.machine.out.append(Free([found._id]))
-            if not entry.pins:
-                entry.state = 0
+            if entry.state != PENDING and (entry.state == VALUE or not entry.pins):
+                entry.state = PENDING
                 entry.data = b""
                 entry.mine = False
         client.flush()
