@@ -104,17 +104,7 @@ def _start(options: argparse.Namespace) -> int:
     from nbray.notebook import cards, facts
 
     found = facts.running(options.name or "")
-    session.init(
-        num_cpus=options.cpus,
-        num_gpus=options.gpus,
-        object_store_memory=options.store_memory,
-        name=options.name,
-        seed=options.seed,
-        keep=True,
-    )
-    from nbray.api import context
-
-    here = facts.of_runtime(context.require())
+    here = facts.of_runtime(facts.connect(options, keep=True))
     session.shutdown(stop=False)
     print(f"Cluster {here.name!r} {'was running already' if found else 'is running'}: {cards.power(here)}")
     for what, path, _ in facts.paths(here):

@@ -68,6 +68,7 @@ def prepare(
     except RefusedError as refused:
         raise _refusal(refused) from None
     packed.parcel.imports = _submodules(names, namespace)
+    dotted = tuple(name for name in names.imports if "." in name)
     task = CellTask(
         source,
         filename,
@@ -75,6 +76,7 @@ def prepare(
         packed.parcel,
         placeholders,
         names.binds,
+        dotted,
         None if out is None else tuple(out),
         display,
     )

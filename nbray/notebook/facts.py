@@ -53,11 +53,13 @@ def clusters() -> list[tuple[Facts, float]]:
     return [(of_record(record), record.created) for record in discovery.list_clusters()]
 
 
-def connect(shell: Any, options: argparse.Namespace) -> context.Runtime:
-    """Start a cluster, or join the one that runs, as this notebook's session."""
+def connect(
+    options: argparse.Namespace, session: str | None = None, *, keep: bool = False
+) -> context.Runtime:
+    """Start a cluster, or join the one that runs. ``session``: the notebook's name, None for a session of this process's own."""
     from nbray.api.session import init
 
-    # A cluster that runs has the size it has: the card says where that is not what was asked for.
+    # A cluster that runs has the size it has: `differences` says where that is not what was asked for.
     found = running(options.name or "")
     init(
         num_cpus=None if found else options.cpus,
@@ -65,8 +67,8 @@ def connect(shell: Any, options: argparse.Namespace) -> context.Runtime:
         object_store_memory=None if found else options.store_memory,
         name=options.name,
         seed=options.seed,
-        session=lifecycle.session_name(shell, options.session or ""),
-        keep=options.keep,
+        session=session or None,
+        keep=keep,
     )
     return context.require()
 
@@ -91,29 +93,19 @@ def differences(here: Facts, options: argparse.Namespace) -> list[str]:
     ]
 
 
-def stop(shell: Any, *, force: bool) -> str:
-    """Stop the cluster of this notebook; what to tell about it. Raises NbrayError when others use it and not ``force``."""
+def stop(session: str, *, force: bool) -> str:
+    """Stop the cluster of this notebook; what to tell about it. Raises RuntimeError when others use it and not ``force``."""
     from nbray.api.session import shutdown
 
     runtime = context.current()
-    joined = runtime is None
     if runtime is None:
         if not running(""):
             return "no cluster is running"
         # The cluster itself knows whether other notebooks use it.
-        runtime = connect(
-            shell,
-            argparse.Namespace(
-                cpus=None, gpus=None, store_memory=None, name=None, seed=None, session=None, keep=False
-            ),
-        )
+        anything = argparse.Namespace(cpus=None, gpus=None, store_memory=None, name=None, seed=None)
+        runtime = connect(anything, session)
     name = str(runtime.engine.details().get("name", ""))
-    try:
-        shutdown(stop=True, force=force)
-    except RuntimeError:
-        if joined:
-            shutdown(stop=False)
-        raise
+    shutdown(stop=True, force=force)
     return f"cluster {name!r} is stopped"
 
 

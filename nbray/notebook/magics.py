@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_
 
 from nbray.api import context
 from nbray.errors import GetTimeoutError, NbrayError, TaskError
-from nbray.notebook import arguments, cards
+from nbray.notebook import arguments, cards, lifecycle
 from nbray.notebook.arguments import BadUsageError, Parser, did_you_mean
 from nbray.notebook.cockpit import Cockpit
 
@@ -133,8 +132,6 @@ class NbrayMagics(Magics):
         runtime = self._connected(options)
         run = self._remote_function(options, name)
         self.cockpit.router.own(self.cockpit.cell.label, name)
-        # What this cell has printed before %%remote must not come after what it prints there.
-        sys.stdout.flush()
         back = self._wait(runtime.engine, run.remote(task), options)
         self._bind(back, quiet=options.quiet)
         return back.value
@@ -305,7 +302,9 @@ class NbrayMagics(Magics):
             )
         found = facts.running(options.name or "")
         began = time.perf_counter()
-        runtime = facts.connect(self._ip, options)
+        runtime = facts.connect(
+            options, lifecycle.session_name(self._ip, options.session or ""), keep=options.keep
+        )
         seconds = time.perf_counter() - began
         here = replace(facts.of_runtime(runtime), started=None if found else seconds, keep=options.keep)
         notes = facts.differences(here, options) if found else []
@@ -324,7 +323,7 @@ class NbrayMagics(Magics):
     def _do_stop(self, options: argparse.Namespace) -> None:
         from nbray.notebook import facts
 
-        self._say(facts.stop(self._ip, force=options.force))
+        self._say(facts.stop(lifecycle.session_name(self._ip), force=options.force))
 
     def _do_list(self, _options: argparse.Namespace) -> None:
         from nbray.notebook import facts

@@ -39,7 +39,7 @@ class CellTask:
 
     ``source``: plain Python, with as many empty lines before it as lines stand before it in the notebook's cell; ``filename``: what the
     notebook's tracebacks call the cell; ``flags``: compiler flags (``from __future__``). ``inputs``: captured values. ``placeholders``: names that exist but whose values the cell does not read.
-    ``binds``: names that it may bind; ``out``: names that are wanted, None for all. ``display``: whether the last value is.
+    ``binds``: names that it may bind; ``imports``: dotted modules that it imports; ``out``: names that are wanted, None for all. ``display``: whether the last value is.
     """
 
     source: str
@@ -48,6 +48,7 @@ class CellTask:
     inputs: Parcel
     placeholders: tuple[str, ...]
     binds: tuple[str, ...]
+    imports: tuple[str, ...]
     out: tuple[str, ...] | None
     display: bool
 
@@ -215,14 +216,8 @@ def _deleted(before: dict[str, Any], namespace: dict[str, Any]) -> list[str]:
 
 def _imported_submodules(task: CellTask, modules: dict[str, str]) -> list[str]:
     """``import a.b`` binds ``a`` only, but makes ``a.b`` work."""
-    from nbray.notebook.capture import analyse
-
     roots = set(modules.values())
-    return [
-        name
-        for name in analyse(task.source).imports
-        if "." in name and name.partition(".")[0] in roots and name in sys.modules
-    ]
+    return [name for name in task.imports if name.partition(".")[0] in roots and name in sys.modules]
 
 
 def _failure(
