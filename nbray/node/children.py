@@ -14,7 +14,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from nbray import platform
+from nbray import config, platform
 from nbray.clusters import Paths, python_command
 from nbray.worker.zygote_protocol import MESSAGE, decode, encode_fork, encode_signal
 
@@ -50,8 +50,12 @@ class Children:
             "node": self._config.node,
             "log": self._paths.log,
         }
+        # With the same hashes of text in all workers, also of another zygote or of a later run with the same seed, sets have the same order.
+        hashes = str(int.from_bytes(self._config.cluster[:4], "little"))
         self.zygote_process = self._spawn(
-            python_command("nbray.worker.zygote", json.dumps(told)), [theirs.fileno(), self._arena]
+            python_command("nbray.worker.zygote", json.dumps(told)),
+            [theirs.fileno(), self._arena],
+            {"PYTHONHASHSEED": hashes} | config.child_environment(),
         )
         theirs.close()
         ours.setblocking(False)
@@ -148,11 +152,14 @@ class Children:
             self.head_watch = None
         return True
 
-    def _spawn(self, command: list[str], fds: list[int]) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, command: list[str], fds: list[int], environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         with open(self._paths.log, "ab") as log:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
+                env=environment,
                 stdout=log,
                 stderr=log,
                 pass_fds=fds,

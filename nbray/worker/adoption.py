@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 from types import CodeType, FunctionType
 from typing import Any
@@ -162,15 +163,12 @@ def _names_nothing(code: CodeType) -> bool:
     )
 
 
+_LOOKS_UP = re.compile(rb"[\x82-\x84\x93]").search
+
+
 def plain(kind: int, args: bytes) -> bool:
     """Whether pickled arguments hold nothing but numbers, text, bytes and containers of them (False for some that do).
 
     Everything else needs one of pickle's opcodes that look something up by name.
     """
-    return (
-        kind == PICKLE
-        and b"\x93" not in args
-        and b"\x82" not in args
-        and b"\x83" not in args
-        and b"\x84" not in args
-    )
+    return kind == PICKLE and _LOOKS_UP(args) is None
