@@ -421,6 +421,9 @@ def _rebuild(state: tuple[bytes, str, str, bytes, str, str, int], hold: Any) -> 
 class ActorClass(Generic[T]):
     """A class whose instances are actors. ``C.remote(...)`` creates one and returns its handle at once. The class itself is ``C.__wrapped__``."""
 
+    __name__: str
+    __wrapped__: type[T]
+
     def __init__(self, kind: type[T], given: Mapping[str, Any]) -> None:
         """``given``: checked options (`nbray.api.options`)."""
         self._set_up(kind, dict(given), None)
@@ -560,7 +563,8 @@ class ActorClass(Generic[T]):
         state = self.__dict__.pop("_state", None)
         if state is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        self._set_up(*state, None)
+        target, given = state
+        self._set_up(target, given, None)
         return getattr(self, name)
 
 

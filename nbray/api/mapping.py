@@ -115,6 +115,16 @@ class _Sizes:
 
 @overload
 def map_items(
+    f: RemoteFunction[[T], ObjectRef[R]],
+    items: Iterable[T],
+    on_error: Literal["raise", "return"] = "raise",
+    *,
+    window: int | None = None,
+    batch: int | None = None,
+    **given: Any,
+) -> Iterator[R]: ...
+@overload
+def map_items(
     f: Callable[[T], R],
     items: Iterable[T],
     on_error: Literal["raise"] = "raise",
@@ -133,16 +143,6 @@ def map_items(
     batch: int | None = None,
     **given: Any,
 ) -> Iterator[R | Exception]: ...
-@overload
-def map_items(
-    f: RemoteFunction[[T], ObjectRef[R]],
-    items: Iterable[T],
-    on_error: Literal["raise", "return"] = "raise",
-    *,
-    window: int | None = None,
-    batch: int | None = None,
-    **given: Any,
-) -> Iterator[R]: ...
 
 
 def map_items(

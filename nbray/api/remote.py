@@ -39,6 +39,9 @@ class RemoteFunction(Generic[P, R]):
     The function itself is ``f.__wrapped__``.
     """
 
+    __name__: str
+    __wrapped__: Callable[P, Any]
+
     def __init__(self, function: Callable[..., Any], given: Mapping[str, Any]) -> None:
         """``given``: checked options (`nbray.api.options`)."""
         self._set_up(function, dict(given), None)
@@ -73,7 +76,13 @@ class RemoteFunction(Generic[P, R]):
         self._variants: dict[Any, RemoteFunction[P, Any]] = {}
         self._bound = _UNBOUND
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    @overload
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    def remote(self, *args: Any, **kwargs: Any) -> R: ...
+
+    # The second form lets type checkers accept refs in place of values; the first is what editors complete.
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Submit a call; returns at once.
 
         Arguments that are refs are replaced by their values before the function runs; refs inside of other values stay refs.
@@ -88,7 +97,7 @@ class RemoteFunction(Generic[P, R]):
         if bound[1] is not version or bound[0] is not runtime:
             bound = self._bind(runtime, version)
         try:
-            return bound[3](bound[2], args, kwargs)  # type: ignore[no-any-return]
+            return bound[3](bound[2], args, kwargs)
         except SerializationError as error:
             raise name_culprit(error, args, kwargs, self._function) from error.__cause__
 
@@ -158,7 +167,8 @@ class RemoteFunction(Generic[P, R]):
         state = self.__dict__.pop("_state", None)
         if state is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        self._set_up(*state, None)
+        target, given = state
+        self._set_up(target, given, None)
         return getattr(self, name)
 
 
@@ -192,6 +202,12 @@ class RemoteDecorator(Protocol):
     def __call__(self, target: Callable[P, T], /) -> RemoteFunction[P, ObjectRef[T]]: ...
 
 
+class AnyReturnsDecorator(Protocol):
+    """``@nbray.remote(num_returns=n)``: what ``.remote()`` returns depends on n."""
+
+    def __call__(self, target: Callable[P, Any], /) -> RemoteFunction[P, Any]: ...
+
+
 @overload
 def remote(target: type[T], /) -> ActorClass[T]: ...  # type: ignore[overload-overlap]
 @overload
@@ -200,6 +216,8 @@ def remote(target: Callable[P, Generator[T, Any, Any]], /) -> RemoteFunction[P, 
 def remote(target: Callable[P, Iterator[T]], /) -> RemoteFunction[P, ObjectRefGenerator[T]]: ...  # type: ignore[overload-overlap]
 @overload
 def remote(target: Callable[P, T], /) -> RemoteFunction[P, ObjectRef[T]]: ...
+@overload
+def remote(*, num_returns: int | str, **others: Any) -> AnyReturnsDecorator: ...
 @overload
 def remote(
     *,
@@ -212,7 +230,6 @@ def remote(
     priority: int | None = ...,
     max_retries: int | None = ...,
     retry_exceptions: bool | list[type[BaseException]] | None = ...,
-    num_returns: int | str | None = ...,
     max_calls: int | None = ...,
     max_restarts: int | None = ...,
     max_task_retries: int | None = ...,

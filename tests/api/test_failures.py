@@ -44,6 +44,7 @@ class Custom(Exception):
 
 class Slotted(Exception):
     __slots__ = ("extra",)
+    extra: int
 
 
 class Reduced(Exception):
@@ -126,7 +127,7 @@ def test_what_would_end_the_caller_is_plain(cause: BaseException) -> None:
     error = travel(cause)
     assert type(error).__name__ == "TaskError"
     assert not isinstance(error, type(cause))
-    assert isinstance(error, Exception)
+    assert isinstance(error, TaskError)
     assert type(error.cause) is type(cause)
     assert type(cause).__name__ in str(error)
 
@@ -181,6 +182,8 @@ def test_group_can_be_split() -> None:
     error = travel(group)
     assert isinstance(error, ExceptionGroup)
     values, rest = error.split(ValueError)
+    assert values is not None
+    assert rest is not None
     assert [type(each) for each in values.exceptions] == [ValueError]
     assert [type(each) for each in rest.exceptions] == [KeyError]
     with pytest.raises(ExceptionGroup) as caught:

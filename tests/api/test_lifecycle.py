@@ -1,5 +1,8 @@
 """Before ``init``, after ``shutdown``, in a forked child: what each verb says; and what importing costs."""
 
+# mypy: disable-error-code="attr-defined"
+# (mypy does not look at what a class decorator returns)
+
 from __future__ import annotations
 
 import os

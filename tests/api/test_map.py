@@ -157,7 +157,7 @@ def test_wrong_arguments() -> None:
     def generator(x: int) -> Iterator[int]:
         yield x
 
-    for error, words, arguments, named in [
+    cases: list[tuple[type[Exception], str, tuple[Any, Any], dict[str, Any]]] = [
         (ValueError, "on_error", (square, []), {"on_error": "ignore"}),
         (TypeError, "window", (square, []), {"window": 1.5}),
         (ValueError, "at least one", (square, []), {"batch": 0}),
@@ -167,9 +167,10 @@ def test_wrong_arguments() -> None:
         (ValueError, "generator", (generator, []), {}),
         (ValueError, "num_cpus", (square, []), {"num_cpu": 1}),
         (ValueError, "num_returns", (square, []), {"num_returns": 2}),
-    ]:
+    ]
+    for error, words, arguments, named in cases:
         with pytest.raises(error, match=words):
-            nbray.map(*arguments, **named)  # type: ignore[call-overload]
+            nbray.map(*arguments, **named)
 
 
 # -- bounds

@@ -62,7 +62,7 @@ def test_decorator_needs_names() -> None:
     with pytest.raises(TypeError, match="not 3"):
         nbray.remote(3)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="remote already"):
-        nbray.remote(add)  # type: ignore[arg-type]
+        nbray.remote(add)
 
 
 def test_async_function_is_refused() -> None:
@@ -108,7 +108,8 @@ def test_calls(shared_cluster: Any) -> None:
 
 def test_callables_of_all_kinds(shared_cluster: Any) -> None:
     assert nbray.get(nbray.remote(functools.partial(add.__wrapped__, y=10)).remote(1)) == 11
-    assert nbray.get(nbray.remote(abs).remote(-3)) == 3
+    absolute: Any = nbray.remote(abs)
+    assert nbray.get(absolute.remote(-3)) == 3
     assert nbray.get(nbray.remote(lambda x: x * 2).remote(4)) == 8
 
     class Adder:

@@ -1,5 +1,8 @@
 """`nbray.util.ActorPool`."""
 
+# mypy: disable-error-code="attr-defined"
+# (mypy does not look at what a class decorator returns)
+
 from __future__ import annotations
 
 from typing import Any
