@@ -430,6 +430,8 @@ class LocalEngine(Engine):
     def get(
         self, refs: Sequence[ObjectRef[Any]], timeout: float | None, *, writable: bool = False
     ) -> list[Any]:
+        if self.closed:
+            self._check()
         entries = [self._entry(ref) for ref in refs]
         for entry in entries:
             if entry.state != VALUE and entry.state != LOCATED:
