@@ -281,6 +281,8 @@ class NodeMachine:
             self.unused_since = now
             self.operate(EndJob(peer.job, False), None)
             self.orphans.append((now + ORPHAN_SECONDS, peer))
+            self._abort_unsealed(peer)
+            self.objects.drop_pins(peer.number)
         elif peer.role == WORKER:
             self.values.forget(peer)
 
@@ -306,12 +308,11 @@ class NodeMachine:
         else:
             self.tasks.worker_lost(worker, how)
         if peer is not None:
-            self._abort_unsealed(worker)
+            self._abort_unsealed(peer)
             self.values.forget(peer)
 
-    def _abort_unsealed(self, worker: Worker) -> None:
-        assert worker.peer is not None
-        number = worker.peer.number
+    def _abort_unsealed(self, peer: Peer) -> None:
+        number = peer.number
         for entry in [
             e
             for e in self.objects.objects.values()
@@ -428,7 +429,7 @@ class NodeMachine:
         assert peer is not None
         peer.session = session
         own = environment[:16] if environment[:16] in self.functions else b""
-        peer.process = environment[len(own) :]
+        peer.environment, peer.process = own, environment[len(own) :]
         blob = self.functions[own] if own else b""
         self.send(peer, Adopt(session, own, blob, threads, list(gpus), self.config.cluster, b""))
 
@@ -511,6 +512,9 @@ class NodeMachine:
         self.functions.setdefault(message.function, message.blob)
 
     def _on_world(self, peer: Peer, message: World) -> None:
+        if peer.process and message.process != peer.process:
+            # They have imported modules that the driver has reloaded since.
+            self.pool.dismiss(peer.session, peer.process)
         peer.world = message.world
         peer.process = message.process
         if message.blob:

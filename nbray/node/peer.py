@@ -13,8 +13,8 @@ class Peer:
     """A driver, a worker or an observer. ``number`` is never used twice; as a holder it stands for the process."""
 
     __slots__ = (
-        "cell", "execution", "job", "keep", "kinds", "label", "namespace", "number", "out", "pid", "process", "role", "session", "unsent", "worker",
-        "world",
+        "cell", "environment", "execution", "job", "keep", "kinds", "label", "namespace", "number", "out", "pid", "process", "role", "session",
+        "unsent", "worker", "world",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
@@ -29,6 +29,8 @@ class Peer:
         self.execution = b""
         self.world = b""
         self.process = b""
+        self.environment = b""
+        """Of a worker: the ``runtime_env`` that it was made for, which what its tasks submit inherits."""
         self.cell = ""
         self.kinds: dict[int, Kind] = {}
         self.out: list[Any] = []

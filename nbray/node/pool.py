@@ -178,8 +178,8 @@ class WorkerPool:
     def idle_count(self) -> int:
         return sum(len(same) for same in self._idle.values())
 
-    def dismiss(self, session: str) -> None:
-        """End the idle workers of a session that is over."""
-        for home in [home for home in self._idle if home[0] == session]:
+    def dismiss(self, session: str, process: bytes = b"") -> None:
+        """End the idle workers of a session that is over, or those whose environment ends with ``process``, which is."""
+        for home in [home for home in self._idle if home[0] == session and home[1].endswith(process)]:
             for worker in list(self._idle[home]):
-                self.end(worker, "its session has ended")
+                self.end(worker, "another version of its modules is used" if process else "its session has ended")

@@ -72,7 +72,9 @@ class Tasks:
                 task.world = parent.world
         if not kind.is_call:
             spec = kind.spec
-            task.shape = self.node.scheduler.shape(session, spec.environment + process, spec.resources)
+            task.shape = self.node.scheduler.shape(
+                session, (spec.environment or peer.environment) + process, spec.resources
+            )
         return task
 
     def on_submit(self, peer: Peer, submit: m.Submit) -> None:

@@ -14,7 +14,6 @@ import pytest
 from nbray.worker.adoption import Seeder, cannot_draw, plain
 from tests.world.drivers import run_script
 
-
 numpy_random: Any = np.random
 
 
