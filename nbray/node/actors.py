@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nbray import ids
-from nbray.failure_codec import encode_system_error
 from nbray.events import ActorEvent, ActorRow
+from nbray.failure_codec import encode_system_error
 from nbray.gcs.messages import ActorNamed, ActorRemoved
 from nbray.messages import ActorInfo, ActorOptions, Configure, Exit, Interrupt, Reply
 from nbray.node import pool as pools
@@ -69,7 +69,14 @@ class Actor:
         return bool(self.backlog or self.callers or (self.worker is not None and self.worker.pending))
 
     def info(self) -> ActorInfo:
-        return ActorInfo(self.id, self.options.class_name, self.options.mode, self.options.methods, self.name, self.namespace)
+        return ActorInfo(
+            self.id,
+            self.options.class_name,
+            self.options.mode,
+            self.options.methods,
+            self.name,
+            self.namespace,
+        )
 
 
 class Actors:
@@ -92,15 +99,30 @@ class Actors:
         if known is not None and known.state != DEAD:
             self._taken(peer, message, known)
             return
-        info = ActorInfo(message.submit.task, options.class_name, options.mode, options.methods, options.actor_name, options.namespace)
+        info = ActorInfo(
+            message.submit.task,
+            options.class_name,
+            options.mode,
+            options.methods,
+            options.actor_name,
+            options.namespace,
+        )
         operation = ActorNamed(
-            options.namespace, options.actor_name, message.submit.task, msgspec.msgpack.encode(info), peer.job, peer.session, options.detached
+            options.namespace,
+            options.actor_name,
+            message.submit.task,
+            msgspec.msgpack.encode(info),
+            peer.job,
+            peer.session,
+            options.detached,
         )
         actor = self._create(peer, message)
         self.names[key] = actor
 
         def named(error: str, _ok: bool, data: bytes) -> None:
-            self.node.send(peer, Reply(message.request, error, data if error else msgspec.msgpack.encode(info)))
+            self.node.send(
+                peer, Reply(message.request, error, data if error else msgspec.msgpack.encode(info))
+            )
 
         self.node.operate(operation, named)
 
@@ -209,8 +231,7 @@ class Actors:
         while backlog and len(pending) < ahead:
             task = backlog[0]
             if (task.submit.deps or task.submit.args_object) and not node.values.fetch(task):
-                caller = task.id[: ids.EXECUTION_BYTES]
-                actor.callers.setdefault(caller, deque()).appendleft(backlog.popleft())
+                self._hold_back(actor, task.id[: ids.EXECUTION_BYTES])
                 continue
             backlog.popleft()
             started = not (serial and pending)
@@ -223,6 +244,17 @@ class Actors:
             node.tasks.run(worker, task, started)
             if not started:
                 worker.tokens.append(task.run & 0xFF)
+
+    def _hold_back(self, actor: Actor, caller: bytes) -> None:
+        """The next call of this caller waits for its arguments, and so do those behind it."""
+        held: deque[Task] = deque()
+        others: deque[Task] = deque()
+        for task in actor.backlog:
+            (held if task.id[: ids.EXECUTION_BYTES] == caller else others).append(task)
+        held.extend(actor.callers.get(caller, ()))
+        actor.callers[caller] = held
+        actor.backlog.clear()
+        actor.backlog.extend(others)
 
     def finished(self, worker: Worker) -> None:
         """A call is over; room for the next ones."""
@@ -321,7 +353,8 @@ class Actors:
         name = f" named {actor.name!r}" if actor.name else ""
         pid = f" (pid {actor.worker.pid})" if actor.worker is not None else ""
         return encode_system_error(
-            "ActorDiedError", f"the actor {actor.options.class_name}{name}{pid} is dead: {why}. Create a new one, or allow restarts with max_restarts."
+            "ActorDiedError",
+            f"the actor {actor.options.class_name}{name}{pid} is dead: {why}. Create a new one, or allow restarts with max_restarts.",
         )
 
     def _die(self, actor: Actor, error: bytes) -> None:
@@ -404,15 +437,31 @@ class Actors:
         reason = "" if actor.state != DEAD else "see the error of its calls"
         self.node.gcs.facts.append(
             ActorEvent(
-                actor.id, actor.state, self.node.now, actor.options.class_name, actor.name, actor.namespace, pid, actor.restarts,
-                self.node.job_of(actor.creation), actor.session, reason,
-            )  # fmt: skip
+                actor.id,
+                actor.state,
+                self.node.now,
+                actor.options.class_name,
+                actor.name,
+                actor.namespace,
+                pid,
+                actor.restarts,
+                self.node.job_of(actor.creation),
+                actor.session,
+                reason,
+            )
         )
 
     def rows(self) -> list[ActorRow]:
         return [
             ActorRow(
-                a.id, a.options.class_name, a.name, a.state, a.worker.pid if a.worker else 0, a.restarts, a.namespace, self.node.job_of(a.creation)
+                a.id,
+                a.options.class_name,
+                a.name,
+                a.state,
+                a.worker.pid if a.worker else 0,
+                a.restarts,
+                a.namespace,
+                self.node.job_of(a.creation),
             )
             for a in self.actors.values()
             if a.state != DEAD

@@ -85,7 +85,10 @@ class Values:
         answered = 0
         for object_id in message.objects:
             entry = self.table.objects.get(object_id)
-            if entry is None and self._will_come(object_id):
+            stream = self.node.tasks.streams.get(ids.task_of(object_id)) if entry is None else None
+            if stream is not None and ids.index_of(object_id) >= stream.made and not stream.unwanted:
+                if stream.length >= 0:
+                    continue  # It will never be made; the end of the stream is on its way to whoever asks.
                 entry = self.table.entry(object_id)
             if entry is None:
                 answered += 1
@@ -119,11 +122,6 @@ class Values:
             if len(worker.pending) > 1 and not worker.actor:
                 self.node.revoke(worker)
             self.node.tasks.hurry(message.task, message.objects)
-
-    def _will_come(self, object_id: bytes) -> bool:
-        """Whether this is an item that its generator has not made yet."""
-        stream = self.node.tasks.streams.get(ids.task_of(object_id))
-        return stream is not None and stream.length < 0 and not stream.unwanted and ids.index_of(object_id) >= stream.made
 
     def abandon(self, object_id: bytes) -> None:
         """This object will never be made; who waits for it hears that by other means."""
@@ -290,7 +288,10 @@ class Values:
                 for task in tasks:
                     task.missing -= 1
                     if task.missing == 0 and not task.terminal:
-                        self.node.scheduler.ready(task, self.node.now, front=True)
+                        if task.kind.is_call:
+                            self.node.actors.inputs_ready(task)
+                        else:
+                            self.node.scheduler.ready(task, self.node.now, front=True)
             lost, table.lost = table.lost, []
             for entry in lost:
                 self.node.tasks.lost(entry, entry.data.decode())

@@ -107,7 +107,7 @@ class LocalScheduler:
             return False
         while shape.size:
             task = shape.pop()
-            if not task.submit.deps and not task.submit.args_object or self._fetch(task):
+            if (not task.submit.deps and not task.submit.args_object) or self._fetch(task):
                 break
         else:
             self.ledger.release(shape.resources, gpus)
@@ -148,6 +148,8 @@ class LocalScheduler:
             return
         if self.queue.others_wait(shape) or self.ledger.owed:
             return
+        if pending and not pending[0].kind.ahead:
+            return  # The worker may be no worker for tasks any more when this one is over.
         depth = min(PREFETCH, 1 + shape.size // max(1, len(self.slots)))
         while len(pending) < depth and shape.size:
             task = shape.pop()

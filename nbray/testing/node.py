@@ -38,6 +38,7 @@ class SimHead:
         self.epoch = 0
         self.up = True
         self._name = ""
+        self._last = 0.0
 
     def receive(self, epoch: int, messages: list[NodeToHead]) -> None:
         if epoch != self.epoch or not self.up:
@@ -60,7 +61,8 @@ class SimHead:
                 rows, reply = outcome.rows, OpReply(message.request, outcome.ok, outcome.data)
             elif type(message) is Query:
                 reply = QueryReply(message.request, "the simulated head answers no questions", b"")
-            self.world.after(self.world.random.uniform(0.0001, 0.003), self._commit, epoch, rows, batch, reply)
+            self._last = max(self._last, self.world.now + self.world.random.uniform(0.0001, 0.003))
+            self.world.after(self._last - self.world.now, self._commit, epoch, rows, batch, reply)
 
     def _commit(self, epoch: int, rows: list[Any], batch: Batch | None, reply: HeadToNode | None) -> None:
         if epoch != self.epoch or not self.up:
