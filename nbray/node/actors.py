@@ -379,6 +379,7 @@ class Actors:
             if not call.terminal and call is not actor.creation:
                 self.node.tasks.fail(call, error)
         if not actor.creation.terminal:
+            self.node.scheduler.drop(actor.creation)
             self.node.tasks.fail(actor.creation, error)
         self._event(actor)
 

@@ -294,6 +294,9 @@ class Values:
                             self.node.scheduler.ready(task, self.node.now, front=True)
             lost, table.lost = table.lost, []
             for entry in lost:
+                fetching = self.fetching.pop(entry.id, [])
+                if fetching:
+                    entry.dependants = [*(entry.dependants or ()), *fetching]
                 self.node.tasks.lost(entry, entry.data.decode())
         if not table.effects:
             return
