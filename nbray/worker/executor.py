@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 UNWANTED = -1
 """In place of the number of items taken: the consumer wants no more."""
 
+EARLY_LIMIT = 10_000
+
 SLOW_FLUSH = 0.001
 """Seconds of results that may wait for those of the runs behind them."""
 
@@ -69,6 +71,8 @@ class Executor:
         self.restarts = 0
         self._functions: dict[bytes, tuple[Any, Any, bool]] = {}
         self._running: dict[bytes, tuple[context.TaskContext, asyncio.Task[Any] | None]] = {}
+        self._early: set[bytes] = set()
+        """Calls that were cancelled before they began."""
         self._title = ""
         self._flushed = 0.0
         self._pools: dict[str, ThreadPoolExecutor] = {}
@@ -146,6 +150,9 @@ class Executor:
 
     def _prepare(self, run: Run, spec: TaskClass, scopes: list[Scope]) -> tuple[Callable[..., Any], Any, Any]:
         """The function and its arguments. Raises what loading or unpickling them raises."""
+        if run.task in self._early:
+            self._early.discard(run.task)
+            raise asyncio.CancelledError
         if spec.kind == ACTOR_CALL:
             function = actors.resolve_method(
                 self.instance, spec.name.rpartition(".")[2] if "." in spec.name else spec.name
@@ -305,6 +312,11 @@ class Executor:
         current = context.current_task.get()
         if current is not None and current.task == task:
             current.cancelled = True
+            return
+        # It has come and not begun, or has ended.
+        if len(self._early) >= EARLY_LIMIT:
+            self._early.clear()
+        self._early.add(task)
 
     def serve(self, loop: WorkerLoop) -> None:
         """After the constructor of an async or threaded actor: run calls side by side until the actor ends."""
