@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +24,14 @@ class TaskStream(io.TextIOBase):
     encoding = "utf-8"
     errors = "replace"
 
-    def __init__(self, name: str, fd: int, send: Callable[[Any], None], flush_link: Callable[[], None], arm: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        fd: int,
+        send: Callable[[Any], None],
+        flush_link: Callable[[], None],
+        arm: Callable[[], None],
+    ) -> None:
         super().__init__()
         self.name = name
         self._fd = fd
@@ -35,6 +43,13 @@ class TaskStream(io.TextIOBase):
         self._size = 0
         self._task: context.TaskContext | None = None
         self._sent = 0.0
+        self._forked = False
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        """The connection is the parent's: what a child of the user's code prints goes the way that other programs' output goes."""
+        self._forked = True
+        self._parts.clear()
 
     def writable(self) -> bool:
         return True
@@ -50,6 +65,9 @@ class TaskStream(io.TextIOBase):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if not text:
             return 0
+        if self._forked:
+            os.write(self._fd, text.encode(self.encoding, self.errors))
+            return len(text)
         task = context.current_task.get()
         with self._lock:
             if task is not self._task and self._parts:

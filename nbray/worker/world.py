@@ -6,6 +6,7 @@ takes on a world once, before its constructor: later its directory and environme
 
 from __future__ import annotations
 
+import builtins
 import functools
 import importlib
 import os
@@ -87,6 +88,14 @@ def _noticed(change: Callable[..., None]) -> Callable[..., None]:
     return changed
 
 
+def _no_input(prompt: object = "", /) -> str:
+    """In place of the function ``input``, which would say no more than that the input has ended. Raises EOFError."""
+    raise EOFError(
+        f"input({str(prompt)!r}) was called in a task, which has no keyboard: ask in the notebook and pass the answer as an argument "
+        "(sys.stdin is empty there, as /dev/null is)"
+    )
+
+
 def _watch() -> None:
     os.environ.__class__ = _Environ
     os.environb.__class__ = _Environ
@@ -113,6 +122,7 @@ class Surroundings:
         self._finder.install()
         self.main = modules.Main()
         sys.modules["__main__"] = self.main
+        builtins.input = _no_input
         _watch()
 
     def adopt(self, message: Adopt) -> None:
