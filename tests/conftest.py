@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.leaks import LeakCheck
+from tests.leaks import LeakCheck, Snapshot
 
 # A Unix socket's path has 108 bytes at most, and the runtime adds names of its own.
 LONGEST_TEMP_ROOT = 40
@@ -22,7 +22,8 @@ LONGEST_TEMP_ROOT = 40
 SECONDS_TO_VANISH = 5.0
 
 leak_check = pytest.StashKey[LeakCheck]()
-session_start = pytest.StashKey[Any]()
+session_start = pytest.StashKey[Snapshot]()
+finishing = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -63,10 +64,16 @@ def _end_cleanly_when_terminated() -> None:
     signal.signal(signal.SIGTERM, terminate)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """The notebooks run outside of the fixtures below: look once more at the very end."""
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Look once more at the very end, for notebooks and interrupted tests: the fixtures below do not see them.
+
+    An interrupted session, or one at its --maxfail, ends its last fixtures in here, where pytest has no test left
+    to report an error for.
+    """
     check = session.config.stash[leak_check]
+    session.config.stash[finishing] = True
+    yield
     found = check.wait(session.config.stash[session_start], SECONDS_TO_VANISH)
     if found:
         check.remove(found)
@@ -81,9 +88,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(config.stash[leak_check].folder, ignore_errors=True)
 
 
-def _check(check: LeakCheck, what: str) -> Iterator[None]:
+def _check(config: pytest.Config, what: str) -> Iterator[None]:
+    check = config.stash[leak_check]
     before = check.snapshot()
     yield
+    if finishing in config.stash:
+        return
     found = check.wait(before, SECONDS_TO_VANISH)
     if found:
         check.remove(found)
@@ -97,14 +107,13 @@ def _check(check: LeakCheck, what: str) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_leaks_of_the_module(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield from _check(request.config.stash[leak_check], f"Fixtures of {request.node.name}")
+    yield from _check(request.config, f"Fixtures of {request.node.name}")
 
 
 @pytest.fixture(autouse=True)
 def _no_leaks(request: pytest.FixtureRequest, _no_leaks_of_the_module: None) -> Iterator[None]:
-    check = request.config.stash[leak_check]
-    yield from _check(check, request.node.name)
-    check.forget_private()
+    yield from _check(request.config, request.node.name)
+    request.config.stash[leak_check].forget_private()
 
 
 @pytest.fixture
