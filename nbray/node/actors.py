@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 AHEAD = 64
 """Calls dispatched ahead to a serial actor; below 256, because a token is one byte."""
 
+FEW = 4
+"""Calls with large arguments dispatched ahead."""
+
 WIDE = 10_000
 """Calls dispatched to an async or threaded actor, which itself bounds how many run at once."""
 
@@ -231,8 +234,14 @@ class Actors:
         while backlog and len(pending) < ahead:
             task = backlog[0]
             if (task.submit.deps or task.submit.args_object) and not node.values.fetch(task):
-                self._hold_back(actor, task.id[: ids.EXECUTION_BYTES])
+                if task.terminal:
+                    backlog.popleft()
+                else:
+                    self._hold_back(actor, task.id[: ids.EXECUTION_BYTES])
                 continue
+            if pending and len(pending) >= FEW and node.values.large_inputs(task):
+                # Those dispatched have theirs in memory until they have run.
+                break
             backlog.popleft()
             started = not (serial and pending)
             task.state = RUNNING

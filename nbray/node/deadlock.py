@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 def find_deadlock(node: NodeMachine) -> tuple[Peer, int, str] | None:
     """The blocked wait to end with an error: its connection, its request, and the circle in words. None when all can progress."""
     waits = node.values.waits
-    if not waits or node.pool.wanted or any(w.state == pools.STARTING for w in node.pool.workers.values()) and not node.pool.idle_count():
+    if (
+        not waits
+        or node.pool.wanted
+        or (any(w.state == pools.STARTING for w in node.pool.workers.values()) and not node.pool.idle_count())
+    ):
         return None
     tasks = node.tasks.tasks
     blocked: dict[bytes, list[bytes]] = {}
@@ -66,7 +70,12 @@ def _needs(node: NodeMachine, task: Task, blocked: dict[bytes, list[bytes]]) -> 
         return [running.id for running in actor.worker.pending] or None
     if task.state == RUNNING:
         worker = task.worker
-        if worker is not None and worker.pending and worker.pending[0] is not task and (not worker.actor or worker.blocked):
+        if (
+            worker is not None
+            and worker.pending
+            and worker.pending[0] is not task
+            and (not worker.actor or worker.blocked)
+        ):
             return [worker.pending[0].id] if task.kind.is_call else None
         return _makers(node, blocked[task.id]) if task.id in blocked else None
     if task.state == WAITING:
@@ -74,7 +83,9 @@ def _needs(node: NodeMachine, task: Task, blocked: dict[bytes, list[bytes]]) -> 
     shape = task.shape
     if task.state != READY or shape is None or node.scheduler.ledger.fits(shape.resources):
         return None
-    wanted = [name for name in shape.resources if node.scheduler.ledger.free.get(name, 0) < shape.resources[name]]
+    wanted = [
+        name for name in shape.resources if node.scheduler.ledger.free.get(name, 0) < shape.resources[name]
+    ]
     if wanted == [CPU]:
         return None
     holders: list[bytes] = []
@@ -114,7 +125,7 @@ def _words(node: NodeMachine, start: bytes, stuck: dict[bytes, list[bytes]]) -> 
         name = f"{task.name} ({ids.short(task_id)})"
         if task.state == READY and task.shape is not None and not task.kind.is_call:
             parts.append(f"{name} needs {readable(task.shape.resources)}, held by")
-        elif task.kind.is_call and task.state != RUNNING or task.kind.spec.kind == CREATE_ACTOR:
+        elif (task.kind.is_call and task.state != RUNNING) or task.kind.spec.kind == CREATE_ACTOR:
             parts.append(f"{name} is queued at its actor behind")
         else:
             parts.append(f"{name} waits in get or wait for")

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from nbray import ids
-from nbray.config import INLINE_LIMIT
+from nbray.config import INLINE_LIMIT, INLINE_TOTAL
 from nbray.events import NodeRow, ObjectRow, Page, TaskEvent, WorkerEvent, WorkerRow
 from nbray.gcs.client import GcsClient, Settled
 from nbray.gcs.messages import EndJob, RegisterJob
@@ -137,6 +137,7 @@ class NodeConfig:
     worker_limit: int = 512
     inline_limit: int = INLINE_LIMIT
     store_patience: float = 10.0
+    inline_total: int = INLINE_TOTAL
 
 
 class NodeMachine:
@@ -153,7 +154,9 @@ class NodeMachine:
         self.worlds: dict[bytes, World] = {}
         self._kinds: dict[bytes, Kind] = {}
         self._numbers = 0
-        self.objects = ObjectTable(Arena(config.store_limit, config.span), config.store_patience)
+        self.objects = ObjectTable(
+            Arena(config.store_limit, config.span), config.store_patience, config.inline_total, self.name_of
+        )
         self.pool = WorkerPool(config.spares, config.worker_limit)
         self.scheduler = LocalScheduler(
             Ledger(config.resources),
@@ -224,7 +227,7 @@ class NodeMachine:
         """Dispatch, and turn what the parts have decided into messages and effects. Once per loop, after all `receive`."""
         self.now = now
         objects = self.objects
-        if objects.effects or objects.available or objects.lost or objects.unheld:
+        if objects.effects or objects.available or objects.lost or objects.refused or objects.unheld:
             self.values.settle()
         self.scheduler.dispatch(now)
         if self.objects.effects:
@@ -244,7 +247,7 @@ class NodeMachine:
             self.tasks.end_graces(now)
             wait = min(wait, 0.05)
         if self.objects.waiting_for_memory:
-            self.objects.expire(now)
+            self.objects.expire(now, busy=self._busy())
             self.values.settle()
             wait = min(wait, 0.1)
         if self.values.waits or self.actors.actors:
@@ -261,6 +264,10 @@ class NodeMachine:
                 self.values.forget(self.orphans.pop(0)[1])
             wait = min(wait, self._lifetime(now))
         return wait
+
+    def _busy(self) -> bool:
+        """Whether some task runs and is not waiting for something."""
+        return any(worker.pending and not worker.blocked for worker in self.pool.workers.values())
 
     def _lifetime(self, now: float) -> float:
         if self.drivers or self.tasks.tasks:
@@ -392,6 +399,15 @@ class NodeMachine:
     # -- what the parts call
 
     def send(self, peer: Peer, message: Any) -> None:
+        """Something that the peer waits for or acts on."""
+        peer.urgent = True
+        out = peer.out
+        if not out:
+            self.dirty.append(peer)
+        out.append(message)
+
+    def send_unasked(self, peer: Peer, message: Any) -> None:
+        """Something that the peer will want, but has not asked for: the shell may send it a little later."""
         out = peer.out
         if not out:
             self.dirty.append(peer)
@@ -635,25 +651,17 @@ class NodeMachine:
             return [self._task_row(task) for task in list(self.tasks.tasks.values())[:10_000]]
         return []
 
+    def name_of(self, holder: int | bytes) -> str:
+        """A holder of objects, for people."""
+        if isinstance(holder, bytes):
+            task = self.tasks.tasks.get(holder)
+            return f"task {ids.short(holder)}" if task is not None else f"object {ids.short(holder)}"
+        peer = self.peers.get(holder)
+        return f"{peer.role} {peer.pid}" if peer is not None else "a process that has ended"
+
     def _object_row(self, entry: store.Object) -> ObjectRow:
-        names = []
-        for holder in holder_sets.each(entry.holders):
-            if isinstance(holder, int):
-                peer = self.peers.get(holder)
-                names.append(f"{peer.role} {peer.pid}" if peer is not None else "ended driver")
-            else:
-                names.append(
-                    f"task {ids.short(holder)}"
-                    if holder in self.tasks.tasks
-                    else f"object {ids.short(holder)}"
-                )
-        for number in sorted(entry.pins or ()):
-            peer = self.peers.get(number)
-            names.append(
-                f"views in {peer.role} {peer.pid}"
-                if peer is not None
-                else "views in a process that outlived its task"
-            )
+        names = [self.name_of(holder) for holder in holder_sets.each(entry.holders)]
+        names += [f"views in {self.name_of(number)}" for number in sorted(entry.pins or ())]
         state = store.STATE_NAMES[entry.state]
         return ObjectRow(
             entry.id,

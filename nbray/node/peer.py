@@ -14,7 +14,7 @@ class Peer:
 
     __slots__ = (
         "cell", "environment", "execution", "job", "keep", "kinds", "label", "namespace", "number", "out", "pid", "process", "role", "session",
-        "unsent", "worker", "world",
+        "unsent", "urgent", "worker", "world",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
@@ -36,6 +36,8 @@ class Peer:
         self.out: list[Any] = []
         self.unsent = 0
         """Bytes that the shell could not send yet; it keeps this up to date."""
+        self.urgent = False
+        """Whether there is something in ``out`` that the peer waits for."""
         self.worker: Worker | None = None
 
     def __repr__(self) -> str:

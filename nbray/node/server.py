@@ -31,7 +31,7 @@ from nbray.node.machine import Close, NodeConfig, NodeMachine, Signal, Stop, Tak
 from nbray.node.peer import Peer
 from nbray.node.pool import Fork, Kill
 from nbray.store.memory import SharedMemory
-from nbray.store.objects import DeleteSpilled, Punch, Restore, Spill
+from nbray.store.objects import DeleteSpilled, Restore, Spill, Write
 from nbray.transport.connection import Connection
 from nbray.transport.frames import encode_frame
 
@@ -39,6 +39,9 @@ log = logging.getLogger("nbray.node")
 
 HOLD_BACK = 0.001
 """Seconds for which results are collected for a driver while there is other work."""
+
+HOLD_UNASKED = 0.003
+"""Seconds for which results are collected that were not asked for yet."""
 
 MEMORY_CHECK = 0.25
 """Seconds between looks at the machine's memory while tasks run."""
@@ -179,9 +182,12 @@ class NodeServer:
             now = clock()
             events = poll(0) if self.held_back else None
             if self.held_back and (not events or now - self.held_since > HOLD_BACK):
-                self._let_go()
+                self._let_go(now)
             if not events:
-                events = poll(max(min(self.next_tick, self._gcs_time(now)) - now, 0.0))
+                until = min(self.next_tick, self._gcs_time(now))
+                if self.held_back:
+                    until = min(until, self.held_since + HOLD_UNASKED)
+                events = poll(max(until - now, 0.0))
             for fd, mask in events:
                 handler = handlers.get(fd)
                 if handler is not None:
@@ -202,11 +208,15 @@ class NodeServer:
                 self.next_tick = min(self.next_tick, now + 0.01)
             self._talk_to_head(now)
 
-    def _let_go(self) -> None:
-        """Send what was held back for the drivers."""
+    def _let_go(self, now: float) -> None:
+        """Send what was held back; results that nobody waits for can wait a little longer."""
         held, self.held_back = self.held_back, []
+        patient = now - self.held_since < HOLD_UNASKED
         for peer in held:
-            self._send(peer)
+            if patient and not peer.urgent:
+                self.held_back.append(peer)
+            else:
+                self._send(peer)
 
     def _send(self, peer: Peer) -> None:
         """Send what the machine has for a peer, and to a worker the tokens for what it may start."""
@@ -214,6 +224,7 @@ class NodeServer:
         if not out:
             return
         peer.out = []
+        peer.urgent = False
         connection = self.connections.get(peer.number)
         if connection is None or connection.closed:
             return
@@ -244,11 +255,19 @@ class NodeServer:
         """
         machine = self.machine
         while machine.dirty or machine.effects:
+            first = machine.objects.first
+            if first:
+                for effect in first:
+                    if type(effect) is Write:
+                        self.memory.write_view(effect.offset, len(effect.data))[:] = effect.data
+                    else:
+                        self.memory.punch(effect.ranges)
+                first.clear()
             dirty = machine.dirty
             if dirty:
                 machine.dirty = []
                 for peer in dirty:
-                    if peer.role == DRIVER:
+                    if peer.role == DRIVER or not peer.urgent:
                         if not self.held_back:
                             self.held_since = time.monotonic()
                         self.held_back.append(peer)
@@ -284,8 +303,6 @@ class NodeServer:
             self.disk.restore(effect.object, effect.offset, effect.size)
         elif kind is DeleteSpilled:
             self.disk.delete(effect.object)
-        elif kind is Punch:
-            self.memory.punch(effect.ranges)
         elif kind is Close:
             self._drop(effect.peer)
         elif kind is Stop:
@@ -604,7 +621,8 @@ class NodeServer:
 
     def close(self) -> None:
         """End everything that this node started and remove its files."""
-        self._let_go()
+        for peer in self.held_back:
+            self._send(peer)
         if self.head is not None:
             self.head.sock.setblocking(True)
             self.head.sock.settimeout(1.0)
@@ -673,6 +691,7 @@ def main() -> None:
         pid=os.getpid(),
         socket=paths.node_socket,
         spares=told["spares"],
+        store_patience=told["store_patience"],
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lock = paths.lock()

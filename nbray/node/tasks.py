@@ -181,6 +181,7 @@ class Tasks:
                 found.append(producer)
             elif producer.state == WAITING:
                 stack.extend(producer.inputs())
+                self.node.values.hurry(producer)
         if len(found) < self.node.scheduler.queue.backlog():
             for producer in reversed(found):
                 self.node.scheduler.hurry(producer, priority)
@@ -481,6 +482,7 @@ class Tasks:
         """The task is terminal: it holds nothing any more; its history goes to the GCS."""
         task.state = state
         self.tasks.pop(task.id, None)
+        self.node.values.leave(task)
         submit = task.submit
         if submit.deps is not None or submit.refs is not None or submit.args_object:
             objects = self.node.objects.objects

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from nbray import ids
@@ -9,6 +10,7 @@ from nbray.config import PUSH_WINDOW
 from nbray.events import ObjectEvent
 from nbray.failure_codec import encode_system_error
 from nbray.messages import Created, Located, Ready, Reply, Value
+from nbray.scheduler.task import WAITING
 from nbray.store import holders as holder_sets
 from nbray.store import objects as store
 from nbray.store.objects import ARENA, CREATED, ERROR_KIND, INLINE, PENDING, Granted, Object, Refused
@@ -41,6 +43,12 @@ class Values:
         self.waits: dict[tuple[int, int], Wait] = {}
         self.fetching: dict[bytes, list[Task]] = {}
         """Spilled inputs on their way back -> the tasks at the head of the queue that wait for them."""
+        self._admitted: dict[bytes, tuple[int, list[bytes]]] = {}
+        """Tasks whose inputs are being brought, all of them reserved until the task starts -> bytes, inputs."""
+        self._line: deque[Task] = deque()
+        """Tasks whose inputs are to be brought after those."""
+        self._unwanted: dict[bytes, None] = {}
+        """Objects that were freed before they were made."""
 
     # -- messages
 
@@ -52,7 +60,7 @@ class Values:
             self.sealed(entry)
 
     def on_create(self, peer: Peer, message: m.Create) -> None:
-        self.table.create(message.object, message.size, peer.number, message.request, self.node.now)
+        self.table.create(message.object, message.size, peer.number, message.request)
 
     def on_seal(self, peer: Peer, message: m.Seal) -> None:
         if not message.held:
@@ -104,8 +112,7 @@ class Values:
                 answered += 1
                 self._locate(peer, entry)
             else:
-                if entry.state == store.SPILLED:
-                    self.table.want(entry, self.node.now)
+                self.table.want(entry, urgent=True)
                 waiter = (peer.number, message.fetch, message.request if blocked else 0)
                 if entry.waiters is None:
                     entry.waiters = [waiter]
@@ -172,19 +179,27 @@ class Values:
     def on_free(self, peer: Peer, message: m.Free) -> None:
         for object_id in message.objects:
             entry = self.table.objects.get(object_id)
-            if entry is not None and entry.sealed and not entry.pins:
-                self.table.reset(entry)
-                entry.producer = None
-                text = (
-                    f"object {ids.short(object_id)} was released by free(); run the code that made it again"
-                )
-                self.table.seal_inline(entry, ERROR_KIND, encode_system_error("ObjectFreedError", text), None)
-                self.node.gcs.facts.append(ObjectEvent(object_id, "FREED", self.node.now))
+            if entry is None:
+                continue
+            if entry.sealed:
+                self._free(entry)
+            else:
+                self._unwanted[object_id] = None
+
+    def _free(self, entry: Object) -> None:
+        self.table.free(entry)
+        entry.producer = None
+        text = f"object {ids.short(entry.id)} was released by free(); run the code that made it again"
+        self.table.seal_inline(entry, ERROR_KIND, encode_system_error("ObjectFreedError", text), None)
+        self.node.gcs.facts.append(ObjectEvent(entry.id, "FREED", self.node.now))
 
     # -- a value is there
 
     def sealed(self, entry: Object) -> None:
         """Tell who waits: processes get the value (or where it lies), tasks count their missing inputs down."""
+        if self._unwanted and entry.id in self._unwanted:
+            del self._unwanted[entry.id]
+            self._free(entry)
         waiters = entry.waiters
         if waiters is not None:
             entry.waiters = None
@@ -193,12 +208,7 @@ class Values:
                 peer = peers.get(number)
                 if peer is not None:
                     self._answer(peer, entry, fetch)
-                    if request:
-                        wait = self.waits.get((number, request))
-                        if wait is not None:
-                            wait.left -= 1
-                            if wait.left <= 0:
-                                self._resume(peer, request)
+                    self._count_down(peer, request)
         dependants = entry.dependants
         if dependants is not None:
             entry.dependants = None
@@ -208,6 +218,14 @@ class Values:
                     self.node.tasks.inputs_ready(task)
         if entry.holders is None:
             self.table.collect(entry)
+
+    def _count_down(self, peer: Peer, request: int) -> None:
+        """One of the objects that a blocked task waits for is answered."""
+        wait = self.waits.get((peer.number, request)) if request else None
+        if wait is not None:
+            wait.left -= 1
+            if wait.left <= 0:
+                self._resume(peer, request)
 
     def push(self, owner: Peer, entry: Object, *, announce: bool = False) -> None:
         """A result goes to whoever submitted its task, unasked, unless it has more than enough to read already.
@@ -224,9 +242,9 @@ class Values:
         room = owner.unsent < PUSH_WINDOW
         if room and entry.state == INLINE:
             entry.pushed = True
-            self.node.send(owner, Value(entry.id, entry.kind, entry.data, entry.refs))
+            self.node.send_unasked(owner, Value(entry.id, entry.kind, entry.data, entry.refs))
         elif room or announce:
-            self.node.send(owner, Ready(entry.id, entry.size))
+            self.node.send_unasked(owner, Ready(entry.id, entry.size))
 
     def _answer(self, peer: Peer, entry: Object, fetch: bool) -> None:
         if entry.state == INLINE:
@@ -259,18 +277,106 @@ class Values:
         return (entry.id, entry.kind, entry.block.offset, entry.size, entry.refs)
 
     def fetch(self, task: Task) -> bool:
-        """Whether all inputs of a task at the head of the queue are in memory; if not, they are being brought and pinned for it."""
-        missing = 0
-        for object_id in task.inputs():
-            entry = self.table.objects.get(object_id)
-            if entry is None:
-                continue
-            if entry.state in (store.SPILLED, store.RESTORING):
-                missing += 1
-                self.fetching.setdefault(object_id, []).append(task)
-                self.table.want(entry, self.node.now)
-        task.missing = missing
-        return missing == 0
+        """Whether all inputs of a task at the head of the queue are in memory; if not, they are brought before it is queued again.
+
+        At most half of the store is reserved for tasks that are about to start, so that they do not push one another's inputs out.
+        """
+        return self._fetch(task, task.id in self._admitted)
+
+    def _fetch(self, task: Task, admitted: bool) -> bool:
+        objects = self.table.objects
+        inputs = task.inputs()
+        away: list[Object] = []
+        unmade: list[Object] = []
+        size = 0
+        for object_id in inputs:
+            entry = objects.get(object_id)
+            if entry is None or entry.is_error:
+                self.node.tasks.fail(task, self.unknown(object_id) if entry is None else entry.data)
+                return False
+            if entry.state < INLINE:
+                unmade.append(entry)
+            elif entry.state in (store.SPILLED, store.RESTORING):
+                away.append(entry)
+            if entry.state > INLINE:
+                size += entry.size
+        if not away and not unmade:
+            self.leave(task)
+            return True
+        task.state = WAITING
+        task.missing = len(away) + len(unmade)
+        for entry in unmade:
+            if entry.dependants is None:
+                entry.dependants = [task]
+            else:
+                entry.dependants.append(task)
+        if not admitted and self._admitted and self._taken() + size > self.table.arena.limit // 2:
+            # The first one is always admitted; these wait for a task that starts or ends.
+            task.missing += 1
+            self._line.append(task)
+            return False
+        self._admit(task, size, away)
+        return False
+
+    def _taken(self) -> int:
+        return sum(size for size, _ in self._admitted.values())
+
+    def _admit(self, task: Task, size: int, away: list[Object], *, urgent: bool = False) -> None:
+        if task.id not in self._admitted:
+            inputs = task.inputs()
+            self._admitted[task.id] = (size, inputs)
+            self.table.reserve(inputs)
+        for entry in away:
+            self.fetching.setdefault(entry.id, []).append(task)
+            self.table.want(entry, urgent=urgent)
+
+    def leave(self, task: Task) -> None:
+        """The task starts, or is over: its inputs need not be kept in memory for it, and others may have theirs brought."""
+        if not self._admitted or task.id not in self._admitted:
+            return
+        _, inputs = self._admitted.pop(task.id)
+        self.table.unreserve(inputs)
+        while self._line:
+            following = self._line[0]
+            if not following.terminal:
+                size = sum(self.table.objects[i].size for i in following.inputs() if i in self.table.objects)
+                if self._admitted and self._taken() + size > self.table.arena.limit // 2:
+                    break
+            self._line.popleft()
+            if not following.terminal:
+                self._bring(following, size)
+
+    def _bring(self, task: Task, size: int, *, urgent: bool = False) -> None:
+        """A task in the line gets its turn."""
+        task.missing -= 1
+        objects = self.table.objects
+        away = [objects[i] for i in task.inputs() if i in objects and objects[i].state in (store.SPILLED, store.RESTORING)]
+        # What was away when it joined the line may be back, and the other way round.
+        unmade = sum(1 for i in task.inputs() if i in objects and objects[i].state < INLINE)
+        task.missing = len(away) + unmade
+        if away:
+            self._admit(task, size, away, urgent=urgent)
+        elif not unmade:
+            self._go(task)
+
+    def hurry(self, task: Task) -> None:
+        """Running code waits for this task: it need not stand in line."""
+        if task in self._line:
+            self._line.remove(task)
+            size = sum(self.table.objects[i].size for i in task.inputs() if i in self.table.objects)
+            self._bring(task, size, urgent=True)
+        elif task.id in self._admitted:
+            for object_id in task.inputs():
+                entry = self.table.objects.get(object_id)
+                if entry is not None:
+                    self.table.want(entry, urgent=True)
+
+    def _go(self, task: Task) -> None:
+        """All inputs are in memory again."""
+        if task.kind.is_call:
+            self.node.actors.inputs_ready(task)
+        else:
+            self.node.scheduler.ready(task, self.node.now, front=True)
 
     def settle(self) -> None:
         """Turn what the object table has to say into messages and effects of the node."""
@@ -279,25 +385,16 @@ class Values:
         for entry in unheld:
             if entry.producer is not None and entry.producer.actor:
                 self.node.actors.released(entry.producer.actor)
-        while table.available or table.lost:
+        while table.available or table.lost or table.refused:
             available, table.available = table.available, []
             for entry in available:
-                tasks = self.fetching.pop(entry.id, [])
-                if entry.state == ARENA:
-                    self.sealed(entry)
-                for task in tasks:
-                    task.missing -= 1
-                    if task.missing == 0 and not task.terminal:
-                        if task.kind.is_call:
-                            self.node.actors.inputs_ready(task)
-                        else:
-                            self.node.scheduler.ready(task, self.node.now, front=True)
+                self._restored(entry)
             lost, table.lost = table.lost, []
             for entry in lost:
-                fetching = self.fetching.pop(entry.id, [])
-                if fetching:
-                    entry.dependants = [*(entry.dependants or ()), *fetching]
-                self.node.tasks.lost(entry, entry.data.decode())
+                self._lost(entry)
+            refused, table.refused = table.refused, []
+            for entry, error, text in refused:
+                self._refused(entry, encode_system_error(error, text))
         if not table.effects:
             return
         effects, table.effects = table.effects, []
@@ -317,6 +414,51 @@ class Values:
                     self.node.send(peer, Reply(effect.request.number, effect.error, effect.text.encode()))
             else:
                 self.node.effects.append(effect)
+
+    def large_inputs(self, task: Task) -> bool:
+        """Whether some of its inputs lie in the arena."""
+        objects = self.table.objects
+        return any(objects[i].state > INLINE for i in task.inputs() if i in objects)
+
+    def _restored(self, entry: Object) -> None:
+        if entry.state != ARENA:
+            # Pushed out again before it was looked at, or freed.
+            if entry.waiters or entry.id in self.fetching:
+                self.table.want(entry, urgent=bool(entry.waiters))
+            return
+        tasks = self.fetching.pop(entry.id, [])
+        self.sealed(entry)
+        for task in tasks:
+            task.missing -= 1
+            if task.missing == 0 and not task.terminal:
+                self._go(task)
+
+    def _lost(self, entry: Object) -> None:
+        tasks = [task for task in self.fetching.pop(entry.id, []) if not task.terminal]
+        # They wait for it as for an object that is being made: it will be, or fail.
+        entry.dependants = (entry.dependants or []) + tasks or None
+        self.node.tasks.lost(entry, entry.data.decode())
+
+    def _refused(self, entry: Object, error: bytes) -> None:
+        """A spilled value finds no room in memory: who waits for it now is told; the value stays where it is."""
+        waiters, entry.waiters = entry.waiters or [], None
+        for number, _, request in waiters:
+            peer = self.node.peers.get(number)
+            if peer is not None:
+                self.node.send(peer, Value(entry.id, ERROR_KIND, error))
+                self._count_down(peer, request)
+        for task in self.fetching.pop(entry.id, []):
+            if task.terminal:
+                continue
+            if waiters:
+                self.fetching.setdefault(entry.id, []).append(task)
+                self.table.want(entry, urgent=False)
+            else:
+                self.node.tasks.fail(task, error)
+                if task.kind.is_call:
+                    self.node.actors.dequeue(task)
+        if entry.holders is None:
+            self.table.collect(entry)
 
     def forget(self, peer: Peer) -> None:
         """The process is gone: what it held, pinned and waited for."""
