@@ -60,6 +60,18 @@ class Paths:
         return os.path.join(self.directory, "log")
 
     @property
+    def last_log(self) -> str:
+        """Where the log of a node that failed is kept, until the next one fails: in the runtime root, not in the cluster's own directory."""
+        return os.path.join(os.path.dirname(self.directory), "failed.log")
+
+    def keep_log(self) -> None:
+        """The node fails: keep its log."""
+        try:
+            shutil.copyfile(self.log, self.last_log)
+        except OSError:
+            pass  # It cannot be helped: there is nowhere left to say so.
+
+    @property
     def database(self) -> str:
         return os.path.join(self.spill, "gcs.sqlite")
 
@@ -229,7 +241,11 @@ def _records(root: str) -> Iterator[ClusterRecord]:
             told = json.loads(entry.read_text())
             # Where the file lies counts, not what it says: a directory that is being removed has another name by now.
             paths = Paths(str(entry.parent), told["paths"]["spill"])
-            alive = ENDING not in paths.directory and told["boot"] == platform.boot_id() and _locked(paths.directory)
+            alive = (
+                ENDING not in paths.directory
+                and told["boot"] == platform.boot_id()
+                and _locked(paths.directory)
+            )
             yield ClusterRecord(
                 told["name"],
                 told["pid"],
@@ -343,6 +359,7 @@ def start_cluster(
             "cluster": cluster.hex(),
             "resources": resources,
             "store_limit": store_limit,
+            "store_patience": settings.store_patience,
             "span": store_limit // 4096 * 4096 * 8,
             "details": details,
             "ttl": settings.ttl,

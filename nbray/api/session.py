@@ -248,7 +248,8 @@ def connect(
             f"the cluster {record.name!r} (pid {record.pid}) does not answer: {error}; its log: {record.paths.log}"
         ) from error
     engine.welcome.details.update(
-        node_pid=str(record.pid), directory=record.paths.directory, spill=record.paths.spill, log=record.paths.log, session=session,
+        node_pid=str(record.pid), directory=record.paths.directory, spill=record.paths.spill, log=record.paths.log,
+        failed_log=record.paths.last_log, session=session,
         store=str(record.store_limit),
     )  # fmt: skip
     return engine

@@ -178,7 +178,7 @@ class LocalEngine(Engine):
         if self.link.dead:
             raise NodeDiedError(
                 f"the node process (pid {self.welcome.details.get('node_pid', '?')}) is gone: {self.link.dead}. Its log: "
-                f"{self.welcome.details.get('log', '?')}. Start again with nbray.init() (in a notebook: %cluster start)."
+                f"{self.welcome.details.get('failed_log', '?')} if it failed by itself. Start again with nbray.init() (in a notebook: %cluster start)."
             )
 
     def _wait(self, satisfied: Callable[[], bool], deadline: float | None) -> bool:

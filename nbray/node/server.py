@@ -87,7 +87,12 @@ class WorkerLink:
     __slots__ = ("connection", "interrupt", "output", "pid", "token_read", "token_write")
 
     def __init__(
-        self, connection: int, token_read: int, token_write: int, interrupt: int, output: list[tuple[str, int]]
+        self,
+        connection: int,
+        token_read: int,
+        token_write: int,
+        interrupt: int,
+        output: list[tuple[str, int]],
     ) -> None:
         self.connection = connection
         self.token_read = token_read
@@ -401,7 +406,11 @@ class NodeServer:
         err_read, err_write = os.pipe2(os.O_CLOEXEC)
         connection = self._admit(ours)
         self.links[number] = WorkerLink(
-            connection.number, _reopen(token_read), token_write, interrupt_write, [("stdout", out_read), ("stderr", err_read)]
+            connection.number,
+            _reopen(token_read),
+            token_write,
+            interrupt_write,
+            [("stdout", out_read), ("stderr", err_read)],
         )
         peer_number = connection.number
 
@@ -709,6 +718,7 @@ def main() -> None:
         server.run()
     except BaseException:
         log.exception("the node ends because of an error of its own")
+        paths.keep_log()
         raise
     finally:
         log.info("the node ends: %s", server.stop_reason)
