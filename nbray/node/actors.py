@@ -18,7 +18,7 @@ from nbray.failure_codec import encode_system_error
 from nbray.gcs.messages import ActorNamed, ActorRemoved
 from nbray.messages import ActorInfo, ActorOptions, Configure, Exit, Interrupt, Reply
 from nbray.node import pool as pools
-from nbray.scheduler.task import RUNNING, Task
+from nbray.scheduler.task import READY, RUNNING, WAITING, Task
 
 if TYPE_CHECKING:
     from nbray import messages as m
@@ -182,6 +182,11 @@ class Actors:
         assert worker.peer is not None
         self.node.send(worker.peer, Configure(actor.id, actor.options, actor.restarts))
 
+    def may_restart(self, creation: Task) -> bool:
+        """Whether the constructor may have to run again, with the same arguments."""
+        actor = self.actors.get(creation.id)
+        return actor is not None and actor.state != DEAD and actor.restarts_left != 0 and not actor.killed
+
     # -- calls
 
     def submit(self, task: Task) -> None:
@@ -282,6 +287,7 @@ class Actors:
             return
         for task in reversed(tasks):
             task.worker = None
+            task.state = READY
             if not task.cancelled:
                 actor.backlog.appendleft(task)
         self.pump(actor)
@@ -390,6 +396,7 @@ class Actors:
         if not actor.creation.terminal:
             self.node.scheduler.drop(actor.creation)
             self.node.tasks.fail(actor.creation, error)
+        self.node.tasks.release_inputs(actor.creation)
         self._event(actor)
 
     def worker_lost(self, worker: Worker, how: str) -> None:
@@ -423,6 +430,7 @@ class Actors:
             if call.cancelled:
                 self.node.tasks.fail(call, self.node.tasks.cancelled_error(call))
             elif call.run in worker.unread:
+                call.state = READY
                 front.append(call)
             elif call.retries != 0:
                 self.node.tasks.again(call)
@@ -434,6 +442,8 @@ class Actors:
         creation = actor.creation
         creation.attempt += 1
         creation.worker = None
+        creation.state = WAITING
+        self.node.tasks.tasks[creation.id] = creation
         self.node.tasks.admit(creation, again=True)
 
     def end_session(self, session: str) -> None:

@@ -485,15 +485,8 @@ class Tasks:
         self.node.values.leave(task)
         submit = task.submit
         if submit.deps is not None or submit.refs is not None or submit.args_object:
-            objects = self.node.objects.objects
-            for object_id in task.inputs():
-                entry = objects.get(object_id)
-                if entry is not None:
-                    self.node.values.release(entry, task.id)
-            for object_id in submit.refs or ():
-                entry = objects.get(object_id)
-                if entry is not None:
-                    self.node.values.release(entry, task.id)
+            if task.kind.spec.kind != CREATE_ACTOR or not self.node.actors.may_restart(task):
+                self.release_inputs(task)
         if task.children is not None and state != FINISHED:
             self._orphan_children(task)
         task.children = None
@@ -503,6 +496,14 @@ class Tasks:
                 parent.children.pop(task.id, None)
         self.executions.pop(task.id, None)
         self._event(task, _EVENT_STATES[state], finished or self.node.now, size, error)
+
+    def release_inputs(self, task: Task) -> None:
+        """It will not run again: it holds its arguments no longer."""
+        objects = self.node.objects.objects
+        for object_id in (*task.inputs(), *(task.submit.refs or ())):
+            entry = objects.get(object_id)
+            if entry is not None:
+                self.node.values.release(entry, task.id)
 
     def _orphan_children(self, task: Task) -> None:
         """Children of a failed attempt that nobody holds are cancelled (protocol section 1)."""

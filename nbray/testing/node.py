@@ -175,6 +175,13 @@ class SimNode:
     def _perform(self) -> None:
         machine = self.machine
         while machine.dirty or machine.effects:
+            for effect in machine.objects.first:
+                if isinstance(effect, Punch):
+                    for offset, length in effect.ranges:
+                        self.memory[offset : offset + length] = bytes(length)
+                else:
+                    self.memory[effect.offset : effect.offset + len(effect.data)] = effect.data
+            machine.objects.first.clear()
             dirty, machine.dirty = machine.dirty, []
             for peer in dirty:
                 out, peer.out = peer.out, []
@@ -205,8 +212,7 @@ class SimNode:
     def _carry_out(self, effect: Any) -> None:
         kind = type(effect)
         world = self.world
-        if kind is not Punch:
-            world.log(f"effect {kind.__name__} {getattr(effect, 'worker', '') or getattr(effect, 'object', b'').hex()}")
+        world.log(f"effect {kind.__name__} {getattr(effect, 'worker', '') or getattr(effect, 'object', b'').hex()}")
         if kind is Fork:
             self._fork(effect.worker)
         elif kind is Kill:
@@ -230,9 +236,6 @@ class SimNode:
             self._queue_disk(partial(self._restore, effect))
         elif kind is DeleteSpilled:
             self._queue_disk(partial(self._delete, effect.object))
-        elif kind is Punch:
-            for offset, length in effect.ranges:
-                self.memory[offset : offset + length] = bytes(length)
         elif kind is Close:
             self.drop(effect.peer)
         elif kind is Stop:

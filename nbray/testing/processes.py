@@ -266,6 +266,11 @@ class Program:
                 client.entry(ref)
                 args.append(("a" if kind == HANDLE else "r", len(refs)))
                 refs.append(ref._id)
+            elif found is not None and found.refs:
+                for ref in found.refs:
+                    client.entry(ref)
+                args.append(("w", [found.digest, *range(len(refs), len(refs) + len(found.refs))]))
+                refs += [ref._id for ref in found.refs]
             else:
                 args.append(("v", found.digest if found is not None else digest_of(name)))
         if self.program.features.large and args and client.world.chance(0.1):
@@ -552,6 +557,9 @@ class SimWorker(SimClient):
                 elif kind == "v":
                     frame.registers[f"arg{position}"] = Val(value, None)
                     state = digest_of(state, value)
+                elif kind == "w":
+                    frame.registers[f"arg{position}"] = Val(value[0], [refs[index] for index in value[1:]])
+                    state = digest_of(state, value[0])
         return state
 
     def _pinned(self, object_id: bytes) -> Any:

@@ -68,7 +68,7 @@ class Simulation:
         limit = random.choice([128 * 1024, 256 * 1024, 1 << 20])
         config = NodeConfig(
             "node", "sim", b"simulated clust.", {"CPU": random.choice([1, 1, 2, 4]) * 10_000, "X": 10_000}, limit, limit * 8, ttl=1e9,
-            spares=random.choice([0, 1, 2]), worker_limit=64, inline_limit=256, store_patience=1.0,
+            spares=random.choice([0, 1, 2]), worker_limit=64, inline_limit=256, store_patience=1.0, inline_total=random.choice([2048, 1 << 20]),
         )  # fmt: skip
         self.node = SimNode(world, config, self.plan, self.program)
         self.drivers: list[SimDriver] = []
