@@ -85,6 +85,7 @@ class WorldWatch:
                 found,
                 self._modules.standard(loaded),
                 _main(main, directory),
+                self._runtime.namespace,
             )
         )
         world = ids.content_id(blob, 8)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nbray.api import context
 from nbray.errors import RuntimeEnvError
 from nbray.worker import adoption, modules, runtime_env
 
@@ -39,7 +40,7 @@ class World(msgspec.Struct, array_like=True):
     """What `nbray.api.world` found in the driver. File names and variables are bytes, because they need not be text.
 
     ``path``: its ``sys.path``, absolute. ``standard``: one bit for each of `standard_names` that it has loaded from the standard library.
-    ``main``: name and file of its ``__main__``.
+    ``main``: name and file of its ``__main__``. ``namespace``: where it looks for named actors.
     """
 
     directory: bytes
@@ -48,6 +49,7 @@ class World(msgspec.Struct, array_like=True):
     modules: list[Module]
     standard: bytes
     main: tuple[str, bytes]
+    namespace: str = ""
 
 
 def encode(world: World) -> bytes:
@@ -155,6 +157,9 @@ class Surroundings:
         if world is None:
             return False
         self._world = world
+        runtime = context.current()
+        if runtime is not None:
+            runtime.namespace = world.namespace
         importlib.invalidate_caches()
         unloaded = self._finder.take_on(world, replace=True)
         self.main.take_on(*world.main)

@@ -314,8 +314,8 @@ def test_cancel_reaches_children(shared_cluster: Any, tmp_path: Path) -> None:
 
     @nbray.remote
     def child() -> None:
-        started.touch()
         try:
+            started.touch()
             while True:
                 time.sleep(0.005)
         except KeyboardInterrupt:
