@@ -34,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
-        import importlib.metadata
+        import nbray
 
-        print(f"nbray {importlib.metadata.version('nbray')}")
+        print(f"nbray {nbray.__version__}")
         return 0
     name, *rest = words
     try:

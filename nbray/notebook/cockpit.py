@@ -64,7 +64,8 @@ class Cockpit:
         """The opposite of `load`."""
         self.shell.events.unregister("pre_run_cell", self.before_cell)
         self.shell.events.unregister("post_run_cell", self.after_cell)
-        del self.shell.showtraceback
+        if self.shell.__dict__.get("showtraceback") == self._show_error:
+            del self.shell.showtraceback
         context.on_install.remove(self.attach)
         runtime = context.current()
         if runtime is not None and runtime is self._attached:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 
 from nbray.api import context
-from nbray.errors import GetTimeoutError, NbrayError, TaskError
+from nbray.errors import GetTimeoutError, NbrayError, SerializationError, TaskError
 from nbray.notebook import arguments, cards, lifecycle
 from nbray.notebook.arguments import BadUsageError, Parser, did_you_mean
 from nbray.notebook.cockpit import Cockpit
@@ -132,7 +133,7 @@ class NbrayMagics(Magics):
         runtime = self._connected(options)
         run = self._remote_function(options, name)
         self.cockpit.router.own(self.cockpit.cell.label, name)
-        back = self._wait(runtime.engine, run.remote(task), options)
+        back = self._wait(runtime.engine, functools.partial(run.remote, task), options)
         self._bind(back, quiet=options.quiet)
         return back.value
 
@@ -211,14 +212,17 @@ class NbrayMagics(Magics):
                 given[key] = getattr(options, key)
         return self._runner.options(**given)
 
-    def _wait(self, engine: Any, ref: Any, options: argparse.Namespace) -> Returned:
+    def _wait(self, engine: Any, submit: Callable[[], Any], options: argparse.Namespace) -> Returned:
         from nbray.notebook.cell import returned
         from nbray.notebook.runner import CellError
 
+        ref = None
         try:
+            ref = submit()
             result = engine.get([ref], options.timeout, writable=True)[0]
         except KeyboardInterrupt as interrupt:
-            engine.cancel(ref, False, True)
+            if ref is not None:
+                engine.cancel(ref, False, True)
             _render(interrupt, ["KeyboardInterrupt: the cell is cancelled, with the tasks that it started"])
             raise
         except GetTimeoutError:
@@ -234,7 +238,11 @@ class NbrayMagics(Magics):
             raise _briefly(error) from None
         except NbrayError as error:
             raise _briefly(error) from None
-        return returned(result, self._ip.user_ns)
+        try:
+            return returned(result, self._ip.user_ns)
+        except Exception as error:
+            text = f"the cell ran, but what it bound cannot be read here: {type(error).__name__}: {error}"
+            raise _briefly(SerializationError(text)) from error
 
     def _fail(self, error: TaskError, failure: CellError, *, quiet: bool) -> NoReturn:
         """Raise what the cell raised, after binding what it had bound until then."""

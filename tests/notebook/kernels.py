@@ -74,6 +74,7 @@ class Kernel:
         self._cwd = cwd
         self.manager = KernelManager(kernel_name="python3")
         self.others: list[dict[str, Any]] = []
+        self._killed = False
 
     def __enter__(self) -> Kernel:
         self.manager.start_kernel(env=self._environment, cwd=self._cwd, extra_arguments=["--log-level=ERROR"])
@@ -92,7 +93,7 @@ class Kernel:
         """End the kernel: cleanly, or (``now``) by SIGKILL."""
         self.client.stop_channels()
         if self.manager.has_kernel:
-            self.manager.shutdown_kernel(now=now)
+            self.manager.shutdown_kernel(now=now or self._killed)
 
     def restart(self) -> None:
         """As the menu's Restart does."""
@@ -111,6 +112,7 @@ class Kernel:
     def kill(self) -> None:
         """A crash."""
         os.kill(self.pid, signal.SIGKILL)
+        self._killed = True
 
     def start(self, code: str) -> Run:
         """Begin a cell."""
