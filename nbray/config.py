@@ -5,6 +5,7 @@
 ``NBRAY_RUNTIME_DIR``  directory of sockets and discovery files (default: a private one below the user's runtime directory)
 ``NBRAY_SPILL_DIR``    directory on a local disk for spilled objects and the GCS's database (default: the temp directory)
 ``NBRAY_STORE_MEMORY`` bytes of the object store (default: 30 % of the memory this process may use)
+``NBRAY_STORE_PATIENCE``  seconds that a request for memory in a full store waits (10)
 ``NBRAY_CLUSTER``      name of the cluster to start or join
 ``NBRAY_PORTABLE``     1: use no Linux-only mechanism where a portable one exists
 ``NBRAY_STATIC``       1: plain, deterministic output in notebooks
@@ -23,6 +24,9 @@ from dataclasses import dataclass
 
 INLINE_LIMIT = 16 * 1024
 """Bytes up to which values travel in messages and live in the node's table; larger ones go to the arena (protocol section 10)."""
+
+INLINE_TOTAL = 256 * 1024 * 1024
+"""Bytes of such values per node above which the oldest move into the arena (protocol section 10)."""
 
 PUSH_WINDOW = 8 * 1024 * 1024
 """Unsent bytes per connection above which the node stops pushing results (protocol section 5)."""
@@ -54,6 +58,7 @@ class Settings:
     runtime_dir: str = ""
     spill_dir: str = ""
     store_memory: int = 0
+    store_patience: float = 10.0
     cluster: str = ""
     portable: bool = False
     static: bool = False
@@ -86,6 +91,7 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
         runtime_dir=env.get("NBRAY_RUNTIME_DIR", ""),
         spill_dir=env.get("NBRAY_SPILL_DIR", ""),
         store_memory=int(_number(env, "NBRAY_STORE_MEMORY", 0)),
+        store_patience=_number(env, "NBRAY_STORE_PATIENCE", 10.0),
         cluster=env.get("NBRAY_CLUSTER", ""),
         portable=env.get("NBRAY_PORTABLE", "") not in ("", "0"),
         static=env.get("NBRAY_STATIC", "") not in ("", "0"),

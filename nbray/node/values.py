@@ -371,6 +371,10 @@ class Values:
                 if entry is not None:
                     self.table.want(entry, urgent=True)
 
+    def in_line(self, task: Task) -> bool:
+        """Whether it waits for others to start before its inputs are brought."""
+        return task in self._line
+
     def _go(self, task: Task) -> None:
         """All inputs are in memory again."""
         if task.kind.is_call:

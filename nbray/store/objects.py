@@ -7,10 +7,11 @@ States of an object::
        +--create--> CREATED --seal--> ARENA --spill--> SPILLING --written--> SPILLED --get--> RESTORING --read--> ARENA
 
 Rules: a sealed object never changes; a pinned one is never evicted; an object without holders is freed as soon as it is sealed, unpinned and
-awaited by nobody. Requests for arena memory (new objects and restores alike) are served strictly in the order in which they came, each gets all of its
-bytes or none: half-served requests cannot deadlock a full store (protocol section 10).
+awaited by nobody. Requests for arena memory are served in the order in which they came, each gets all of its bytes or none; those of running
+code (new objects, restores for ``get``) before those for the inputs of queued tasks, whose *reserved* inputs they may also push out again: what
+runs can always go on before something else is started (protocol section 10).
 
-What the shell must do is appended to ``effects``, in order.
+What the shell must do is appended to ``effects``, in order; what it must do before any other process hears of it, to ``first``.
 """
 
 from __future__ import annotations
@@ -21,16 +22,27 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from nbray import ids
+from nbray.config import INLINE_TOTAL
 from nbray.store import holders as holder_sets
 from nbray.store.holders import Holder, Holders
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from nbray.scheduler.task import Task
     from nbray.store.arena import Arena, Block
 
 PENDING, CREATED, INLINE, ARENA, SPILLING, SPILLED, RESTORING = range(7)
 STATE_NAMES = ("PENDING", "CREATED", "INLINE", "ARENA", "SPILLING", "SPILLED", "RESTORING")
 ERROR_KIND = 4
+
+PAGE = 4096
+
+WORTH_MOVING = 256
+"""Bytes from which on a small value is worth a place in the arena."""
+
+OUTGROWN = 1 << 20
+"""Bytes that are freed at a time for small values that move into the arena."""
 
 
 class Object:
@@ -73,7 +85,6 @@ class Request:
     size: int
     client: int
     number: int
-    since: float = 0.0
 
 
 @dataclass(slots=True, frozen=True)
@@ -126,21 +137,43 @@ class Refused:
     text: str
 
 
+@dataclass(slots=True, frozen=True)
+class Write:
+    """A small value moves into the arena."""
+
+    offset: int
+    data: bytes
+
+
 StoreEffect = Spill | Restore | DeleteSpilled | Punch | Granted | Refused
 
 
 class ObjectTable:
-    """All objects of a node. ``patience``: seconds a request waits when nothing can be moved out of its way."""
+    """All objects of a node. ``patience``: seconds a request waits when nothing can be moved out of its way; ``inline_total``: bytes of small values
+    above which the oldest of them move into the arena; ``name_of``: a holder's name for people.
+    """
 
-    def __init__(self, arena: Arena, patience: float = 10.0) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        patience: float = 10.0,
+        inline_total: int = INLINE_TOTAL,
+        name_of: Callable[[Holder], str] = str,
+    ) -> None:
         self.arena = arena
         self.patience = patience
+        self._inline_total = inline_total
+        self._inline_look = inline_total
+        self._name_of = name_of
         self.objects: dict[bytes, Object] = {}
         self.effects: list[StoreEffect] = []
+        self.first: list[Punch | Write] = []
         self.available: list[Object] = []
         """Objects that became readable through a restore since the machine last looked."""
         self.lost: list[Object] = []
         """Objects whose spilled copy could not be read back."""
+        self.refused: list[tuple[Object, str, str]] = []
+        """Spilled objects that cannot be brought back now: error class and text."""
         self.unheld: list[Object] = []
         """Objects that only a freed object held: the last handles of actors may be among them."""
         self.inline_bytes = 0
@@ -149,6 +182,18 @@ class ObjectTable:
         self.restored_total = 0
         self._resident: dict[bytes, Object] = {}
         self._requests: deque[Request] = deque()
+        """Of running code."""
+        self._later: deque[Request] = deque()
+        """For the inputs of queued tasks."""
+        self._wanted: dict[bytes, Request] = {}
+        """Objects that are to come back."""
+        self._head: Request | None = None
+        """The request that waits for memory, and since when."""
+        self._head_since = 0.0
+        self._reserved: dict[bytes, int] = {}
+        """Inputs of tasks that are about to start -> of how many."""
+        self._ghosts: dict[bytes, Object] = {}
+        """Freed objects whose memory is still looked at."""
         self._spilling = 0
         """Bytes of blocks that are being written to disk and will then be free."""
         self._disk_full = ""
@@ -207,19 +252,13 @@ class ObjectTable:
             self.inline_bytes -= len(entry.data)
         elif entry.block is not None:
             self._resident.pop(entry.id, None)
-            if entry.id in self._moving:
-                # The disk thread still uses the block; `spilled` or `restored` frees it.
-                self._orphans[entry.id] = entry.block
-            else:
-                self.arena.free(entry.block)
-            entry.block = None
+            self._give_back(entry)
         if entry.on_disk:
             entry.on_disk = False
             self.spilled_bytes -= entry.size
             self._disk_full = ""
             self.effects.append(DeleteSpilled(entry.id))
-        if self._requests:
-            self.serve()
+        self.serve()
 
     # -- values
 
@@ -232,6 +271,32 @@ class ObjectTable:
         self.inline_bytes += len(data)
         if refs:
             self._contain(entry, refs)
+        if self.inline_bytes > self._inline_look:
+            self._outgrow()
+
+    def _outgrow(self) -> None:
+        """Move the oldest small values into the arena, from where they can go to disk."""
+        for entry in list(self.objects.values()):
+            if self.inline_bytes <= self._inline_total * 3 // 4:
+                break
+            data = entry.data
+            if entry.state != INLINE or entry.is_error or len(data) < WORTH_MOVING:
+                continue
+            block = self.arena.allocate(len(data), 0)
+            if block is None:
+                self._make_room(OUTGROWN, urgent=False)
+                block = self.arena.allocate(len(data), 0)
+                if block is None:
+                    break
+            self._punch()
+            self.first.append(Write(block.offset, data))
+            self.inline_bytes -= len(data)
+            entry.data = b""
+            entry.block = block
+            entry.state = ARENA
+            self._resident[entry.id] = entry
+        # Where nothing could be moved, do not look at all objects again with every value.
+        self._inline_look = max(self._inline_total, self.inline_bytes + self._inline_total // 16)
 
     def _contain(self, entry: Object, refs: list[bytes]) -> None:
         entry.refs = refs
@@ -240,9 +305,9 @@ class ObjectTable:
             if contained is not None:
                 contained.holders = holder_sets.add(contained.holders, entry.id)
 
-    def create(self, object_id: bytes, size: int, client: int, number: int, now: float) -> None:
+    def create(self, object_id: bytes, size: int, client: int, number: int) -> None:
         """Ask for arena memory; answered by the effect `Granted` or `Refused`, now or later."""
-        request = Request(object_id, size, client, number, now)
+        request = Request(object_id, size, client, number)
         if not self.arena.fits(size):
             self.effects.append(
                 Refused(
@@ -308,6 +373,15 @@ class ObjectTable:
             entry.data, entry.refs, entry.block, entry.kind = b"", None, None, 0
             entry.pushed = False
 
+    def free(self, entry: Object) -> None:
+        """Let go of a value although it is held: the entry is pending again. Its memory stays as it is until nobody looks at it any more."""
+        if entry.pins and entry.block is not None:
+            ghost = self._ghosts[entry.id] = Object(entry.id)
+            ghost.block, ghost.pins = entry.block, entry.pins
+            entry.block, entry.pins = None, None
+            self._resident.pop(entry.id, None)
+        self.reset(entry)
+
     # -- pins
 
     def pin(self, entry: Object, client: int) -> None:
@@ -324,43 +398,64 @@ class ObjectTable:
     def unpin(self, object_id: bytes, client: int, count: int) -> None:
         entry = self.objects.get(object_id)
         if entry is None or not entry.pins or client not in entry.pins:
-            return
+            entry = self._ghosts.get(object_id)
+            if entry is None or not entry.pins or client not in entry.pins:
+                return
         entry.pins[client] -= count
         if entry.pins[client] <= 0:
             del entry.pins[client]
             if not entry.pins:
                 entry.pins = None
-                if entry.holders is None:
+                if self._ghosts.get(object_id) is entry:
+                    del self._ghosts[object_id]
+                    self._give_back(entry)
+                elif entry.holders is None:
                     self.collect(entry)
-                if self._requests:
-                    self.serve()
+                self.serve()
+
+    def _give_back(self, entry: Object) -> None:
+        """The entry's block is free, as soon as the disk thread does not use it any more."""
+        assert entry.block is not None
+        if entry.id in self._moving:
+            self._orphans[entry.id] = entry.block
+        else:
+            self.arena.free(entry.block)
+        entry.block = None
 
     def drop_pins(self, client: int) -> None:
         """The client and every process that inherited its mapping are gone."""
-        for object_id in [o for o, entry in self._resident.items() if entry.pins and client in entry.pins]:
-            self.unpin(object_id, client, 1 << 30)
+        for table in (self._resident, self._ghosts):
+            for object_id in [o for o, entry in table.items() if entry.pins and client in entry.pins]:
+                self.unpin(object_id, client, 1 << 30)
+
+    def reserve(self, objects: Iterable[bytes]) -> None:
+        """A task needs these together: they leave memory again only for the sake of running code."""
+        for object_id in objects:
+            self._reserved[object_id] = self._reserved.get(object_id, 0) + 1
+
+    def unreserve(self, objects: Iterable[bytes]) -> None:
+        for object_id in objects:
+            self._reserved[object_id] -= 1
+            if not self._reserved[object_id]:
+                del self._reserved[object_id]
 
     # -- memory
 
     def serve(self) -> None:
         """Serve requests for memory in their order, moving the least recently used objects to disk where needed."""
-        while self._requests:
-            request = self._requests[0]
+        while queue := self._requests or self._later:
+            request = queue[0]
             block = self.arena.allocate(request.size, max(request.client, 0))
             if block is None:
-                self._make_room(request.size)
-                if (
-                    self._requests
-                    and self._requests[0] is request
-                    and not self.arena.used + request.size <= self.arena.limit
-                ):
-                    break
+                self._make_room(request.size, urgent=queue is self._requests)
                 block = self.arena.allocate(request.size, max(request.client, 0))
                 if block is None:
                     break
-            self._requests.popleft()
+            self._punch()
+            queue.popleft()
             entry = self.objects.get(request.object)
             if request.client < 0:
+                del self._wanted[request.object]
                 if entry is None or entry.state != SPILLED:
                     self.arena.free(block)
                     continue
@@ -371,40 +466,46 @@ class ObjectTable:
             else:
                 entry = self.entry(request.object)
                 if entry.state != PENDING:
+                    # An earlier execution of the task has made it, and it was seen: that one stays.
                     self.arena.free(block)
-                    self.effects.append(
-                        Refused(
-                            request,
-                            "",
-                            "",
-                        )
-                    )
+                    self.effects.append(Refused(request, "", ""))
                     continue
                 entry.block = block
                 entry.size = request.size
                 entry.state = CREATED
                 self.effects.append(Granted(request, block.offset, block.warm))
+
+    def _punch(self) -> None:
+        """Before anybody can write to a block: what is punched later than that may be in it."""
         punches = self.arena.take_punches()
         if punches:
-            self.effects.append(Punch(punches))
+            self.first.append(Punch(punches))
 
-    def _make_room(self, size: int) -> None:
-        """Start moving objects out until ``size`` bytes will be free."""
-        for entry in list(self._resident.values()):
-            if self.arena.used - self._spilling + size <= self.arena.limit:
-                return
-            if entry.pins or entry.state != ARENA or entry.block is None or entry.id in self._moving:
-                continue
-            if entry.on_disk:
-                self.arena.free(entry.block)
-                entry.block = None
-                entry.state = SPILLED
-                del self._resident[entry.id]
-            elif not self._disk_full:
-                entry.state = SPILLING
-                self._moving[entry.id] = entry.block.size
-                self._spilling += entry.block.size
-                self.effects.append(Spill(entry.id, entry.block.offset, entry.size))
+    def _make_room(self, size: int, *, urgent: bool) -> None:
+        """Start moving objects out until ``size`` bytes will be free; ``urgent``: what is reserved for queued tasks too, last."""
+        needed = -(-size // PAGE) * PAGE
+        for reserved in (False, True) if urgent and self._reserved else (False,):
+            for entry in list(self._resident.values()):
+                if self.arena.used - self._spilling + needed <= self.arena.limit:
+                    return
+                if (
+                    entry.pins
+                    or entry.state != ARENA
+                    or entry.block is None
+                    or entry.id in self._moving
+                    or (entry.id in self._reserved) != reserved
+                ):
+                    continue
+                if entry.on_disk:
+                    self.arena.free(entry.block)
+                    entry.block = None
+                    entry.state = SPILLED
+                    del self._resident[entry.id]
+                elif not self._disk_full:
+                    entry.state = SPILLING
+                    self._moving[entry.id] = entry.block.size
+                    self._spilling += entry.block.size
+                    self.effects.append(Spill(entry.id, entry.block.offset, entry.size))
 
     def spilled(self, object_id: bytes, error: str = "") -> None:
         """The shell wrote the object to disk, or failed with ``error``."""
@@ -418,6 +519,10 @@ class ObjectTable:
             self.serve()
             return
         if entry is None or entry.block is None:
+            # It was freed while somebody looks at it.
+            if not error:
+                self.effects.append(DeleteSpilled(object_id))
+            self.serve()
             return
         if error:
             self._disk_full = error
@@ -433,11 +538,19 @@ class ObjectTable:
                 self._resident.pop(object_id, None)
         self.serve()
 
-    def want(self, entry: Object, now: float) -> None:
-        """Somebody needs a spilled object back; it is in ``available`` once read."""
-        if entry.state == SPILLED and not any(r.object == entry.id and r.client < 0 for r in self._requests):
-            self._requests.append(Request(entry.id, entry.size, -1, 0, now))
-            self.serve()
+    def want(self, entry: Object, *, urgent: bool) -> None:
+        """Somebody needs a spilled object back; it is in ``available`` once read. ``urgent``: running code, else the inputs of a queued task."""
+        if entry.state != SPILLED:
+            return
+        request = self._wanted.get(entry.id)
+        if request is None:
+            request = self._wanted[entry.id] = Request(entry.id, entry.size, -1, 0)
+        elif urgent and request in self._later:
+            self._later.remove(request)
+        else:
+            return
+        (self._requests if urgent else self._later).append(request)
+        self.serve()
 
     def restored(self, object_id: bytes, error: str = "") -> None:
         """The shell read the object back from disk, or failed with ``error``."""
@@ -465,41 +578,47 @@ class ObjectTable:
         self._resident[object_id] = entry
         self.available.append(entry)
 
-    def expire(self, now: float) -> None:
-        """Refuse the first request when it has waited too long and nothing more can be moved out of its way."""
-        if not self._requests or self._spilling:
+    def expire(self, now: float, *, busy: bool) -> None:
+        """Refuse the first request when it has waited too long and nothing more can be moved out of its way.
+
+        ``busy``: something runs, so that the inputs of queued tasks may find room when it ends.
+        """
+        queue = self._requests or self._later
+        if not queue or self._spilling:
             return
-        request = self._requests[0]
-        if self._disk_full or now - request.since > self.patience:
-            self._requests.popleft()
+        request = queue[0]
+        if request is not self._head or (busy and queue is self._later):
+            self._head, self._head_since = request, now
+            if not self._disk_full or (busy and queue is self._later):
+                return
+        if self._disk_full or now - self._head_since > self.patience:
+            queue.popleft()
+            self._head = None
             error = "DiskFullError" if self._disk_full else "StoreFullError"
             text = self._full_text(request)
             if request.client >= 0:
                 self.effects.append(Refused(request, error, text))
             else:
+                del self._wanted[request.object]
                 entry = self.objects.get(request.object)
                 if entry is not None:
-                    entry.data = text.encode()
-                    self.lost.append(entry)
+                    self.refused.append((entry, error, text))
             self._disk_full = ""
-            for waiting in self._requests:
-                waiting.since = now
             self.serve()
 
     @property
     def waiting_for_memory(self) -> bool:
-        return bool(self._requests)
+        return bool(self._requests or self._later)
 
     def _full_text(self, request: Request) -> str:
-        largest = sorted((e for e in self._resident.values() if e.block is not None), key=lambda e: -e.size)[
-            :5
-        ]
+        resident = [*self._resident.values(), *self._ghosts.values()]
+        largest = sorted((e for e in resident if e.block is not None), key=lambda e: -e.size)[:5]
         shown = "; ".join(
             f"{ids.short(e.id)} {_bytes(e.size)} "
             + (
-                "in use by " + ", ".join(f"process {p}" for p in sorted(e.pins))
+                "in use by " + self._names(sorted(e.pins))
                 if e.pins
-                else "held by " + _holder_names(e.holders)
+                else "held by " + self._names(holder_sets.each(e.holders))
             )
             for e in largest
         )
@@ -513,10 +632,11 @@ class ObjectTable:
             f"Largest: {shown or 'none'}. Delete arrays or refs that are no longer needed, or start the cluster with a larger store."
         )
 
-    # -- questions
+    def _names(self, holders: Iterable[Holder]) -> str:
+        names = [self._name_of(holder) for holder in holders]
+        return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "nobody"
 
-    def oldest_request(self) -> Request | None:
-        return self._requests[0] if self._requests else None
+    # -- questions
 
     def check(self) -> None:
         """Assert the table's rules."""
@@ -537,16 +657,14 @@ class ObjectTable:
                 assert entry.block is None, f"{STATE_NAMES[entry.state]} with memory"
             if entry.state == SPILLED:
                 assert entry.on_disk
+        for ghost in self._ghosts.values():
+            assert ghost.block is not None, "freed object without memory"
+            spans.append((ghost.block.offset, ghost.block.size))
         spans += [(block.offset, block.size) for block in self._orphans.values()]
         assert inline == self.inline_bytes, f"inline bytes {self.inline_bytes}, counted {inline}"
         spans.sort()
         for (a, length), (b, _) in pairwise(spans):
             assert a + length <= b, "arena blocks overlap"
-
-
-def _holder_names(holders: Holders) -> str:
-    names = [f"process {h}" if isinstance(h, int) else f"{ids.short(h)}" for h in holder_sets.each(holders)]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "nobody"
 
 
 def _bytes(size: float) -> str:

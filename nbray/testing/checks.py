@@ -135,7 +135,7 @@ class Checks:
         if task.missing:
             waits = any(task in (objects[o].dependants or ()) for o in task.inputs())
             fetches = any(task in tasks for tasks in machine.values.fetching.values())
-            self.expect(waits or fetches, f"{task} misses {task.missing} inputs and waits for none")
+            self.expect(waits or fetches or machine.values.in_line(task), f"{task} misses {task.missing} inputs and waits for none")
         if task.kind.is_call:
             actor = machine.actors.actors.get(task.actor)
             queued = actor is not None and (task in actor.backlog or any(task in queue for queue in actor.callers.values()))

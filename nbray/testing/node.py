@@ -426,9 +426,9 @@ def describe(message: Any) -> str:
     for name in ("task", "object", "run", "runs", "objects", "error", "started"):
         value = getattr(message, name, None)
         if isinstance(value, bytes) and value:
-            words.append(value.hex()[-10:])
+            words.append(value.hex()[-18:])
         elif isinstance(value, list):
-            words.append(",".join(v.hex()[-10:] if isinstance(v, bytes) else str(v) for v in value))
+            words.append(",".join(v.hex()[-18:] if isinstance(v, bytes) else str(v) for v in value))
         elif isinstance(value, int | str) and value != "":
             words.append(f"{name}={value}" if name != "started" or isinstance(value, bool) else "")
     return "(" + " ".join(w for w in words if w) + ")"
