@@ -81,7 +81,7 @@ class WorldWatch:
             World(
                 os.fsencode(directory),
                 environment,
-                [os.fsencode(os.path.join(directory, entry)) for entry in search],
+                [os.fsencode(os.path.join(directory, entry)) for entry in search if type(entry) is str],
                 found,
                 self._modules.standard(loaded),
                 _main(main, directory),

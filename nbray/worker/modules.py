@@ -57,6 +57,7 @@ class Finder:
         self._standard: frozenset[str] = frozenset()
         self._bits = b""
         self._born = time.time()
+        self._inherited = frozenset(sys.modules)
         paths = sysconfig.get_paths()
         self._library = [
             *dict.fromkeys(
@@ -129,6 +130,9 @@ class Finder:
                 or self._loaded.get(name) == entry.source
                 or name.partition(".")[0] in self.fixed
             ):
+                continue
+            if name in self._inherited and name.partition(".")[0] not in sys.stdlib_module_names:
+                # An installed package that the user develops and the zygote has imported, numpy say: a process cannot load it twice.
                 continue
             file = getattr(loaded, "__file__", None)
             if file != os.fsdecode(entry.file):

@@ -115,6 +115,7 @@ class Surroundings:
         """Why the environment that the task asks for cannot be had."""
         self.gpus: tuple[int, ...] = ()
         self._coming = b""
+        self._own_path = list(sys.path)
         self._world: World | None = None
         self._environment: dict[bytes, bytes] = {}
         self._cpus = 1
@@ -230,7 +231,7 @@ class Surroundings:
 
     def _take_on_path(self, world: World) -> None:
         path = [os.fsdecode(entry) for entry in world.path]
-        sys.path[:] = path + [entry for entry in sys.path if entry not in path]
+        sys.path[:] = path + [entry for entry in self._own_path if entry not in path]
 
     def _take_on_environment(self) -> None:
         base = self._world.environment if self._world is not None else dict(os.environb)
