@@ -214,6 +214,8 @@ class Tasks:
             if submit.args_object:
                 located = values.argument(objects[submit.args_object], peer)
                 args_at = (located[2], located[3])
+            # Only now that its inputs are pinned may those of others take their room.
+            values.leave(task)
         if kind.spec.num_returns == STREAMING:
             self.executions[task.id] = task
             stream = self.streams.get(task.id)

@@ -301,7 +301,6 @@ class Values:
             if entry.state > INLINE:
                 size += entry.size
         if not away and not unmade:
-            self.leave(task)
             return True
         task.state = WAITING
         task.missing = len(away) + len(unmade)
