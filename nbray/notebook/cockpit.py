@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbray import config
-from nbray.api import context, session, world
+from nbray.api import context, functions, session, world
 from nbray.notebook import lifecycle
 from nbray.notebook.output import Router
 
@@ -86,8 +86,9 @@ class Cockpit:
 
     @staticmethod
     def after_cell(_result: Any) -> None:
-        """A cell has ended: the modules that it has imported are noted as they are, before anybody edits them."""
+        """A cell has ended: its modules are noted as they are, before anybody edits them; what functions captured and it has rebound is let go."""
         world.note_modules()
+        functions.release_stale()
 
     def _number(self, info: Any) -> int:
         """What ``In[n]`` will show. Newer versions of IPython have counted up when the cell begins; the history is written later in all."""
