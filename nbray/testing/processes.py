@@ -54,7 +54,7 @@ from nbray.testing.clients import (
 )
 from nbray.testing.oracle import digest_of
 from nbray.testing.programs import DEP, HANDLE, MENTION, Operation
-from nbray.worker.machine import NO_TOKEN, WorkerMachine
+from nbray.worker.machine import WorkerMachine
 
 if TYPE_CHECKING:
     from nbray.testing.node import SimNode
@@ -382,6 +382,8 @@ class SimWorker(SimClient):
         """The token pipe."""
         self.interrupts: list[int] = []
         """The interrupt pipe."""
+        self.told = 0
+        """Messages about runs that have come."""
         self.running: dict[bytes, Run] = {}
         self.consumed: dict[bytes, int] = {}
         self.current = 0
@@ -403,7 +405,9 @@ class SimWorker(SimClient):
             self.actor, self.options = message.actor, message.options
         elif kind is Welcome:
             self.welcome = True
-        elif not self.runs.take_in(message) and kind is not Interrupt:
+        elif self.runs.take_in(message):
+            self.told += 1
+        elif kind is not Interrupt:
             super().on_message(message)
 
     def boot(self) -> None:
@@ -434,8 +438,8 @@ class SimWorker(SimClient):
                 if self.pipe:
                     machine.token = self.pipe.popleft()
                     continue
-                seen = len(machine.queue)
-                yield Until(lambda: bool(self.pipe) or len(machine.queue) != seen or machine.token != NO_TOKEN)
+                seen = self.told
+                yield Until(lambda at=seen: bool(self.pipe) or self.told != at)  # type: ignore[misc]
                 continue
             if machine.done:
                 return None

@@ -250,7 +250,8 @@ def _function(random: Random, features: Features, name: str, below: list[list[Fu
     function.max_calls = random.choice([0, 0, 0, 0, 0, 1, 3])
     function.priority = random.choice([0, 0, 0, 1, 5])
     function.stubborn = random.random() < 0.2
-    if not below and random.random() < 0.2:
+    # Who waits must hold nothing that others need: that would be a circle.
+    if not author.body and random.random() < 0.2:
         function.resources = random.choice([{"CPU": 5_000}, {"CPU": 10_000, "X": 10_000}, {"X": 5_000}])
     functions[name] = function
     return function
