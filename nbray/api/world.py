@@ -44,6 +44,10 @@ class WorldWatch:
         self._environment: dict[bytes, bytes] = {}
         self._path: list[str] = []
         self._trace = (0, "", 0)
+        self._last: Any = None
+        """The ``__spec__`` in that trace: while it is kept, no other object has its identity."""
+        self._found: list[Module] = []
+        self._standard = b""
         self._epoch = -1
 
     def check(self) -> None:
@@ -74,8 +78,11 @@ class WorldWatch:
         environment: dict[bytes, bytes] = dict(os.environ._data)  # type: ignore[attr-defined]
         search = list(sys.path)
         loaded = list(sys.modules.items())
-        found = self._modules.look(loaded, epoch != self._epoch)
+        if trace_of(loaded) != self._trace or epoch != self._epoch:
+            self._found = self._modules.look(loaded, epoch != self._epoch)
+            self._standard = self._modules.standard(loaded)
         trace = self._modules.trace
+        found = self._found
         main = sys.modules.get("__main__")
         blob = encode(
             World(
@@ -83,7 +90,7 @@ class WorldWatch:
                 environment,
                 [os.fsencode(os.path.join(directory, entry)) for entry in search if type(entry) is str],
                 found,
-                self._modules.standard(loaded),
+                self._standard,
                 _main(main, directory),
                 self._runtime.namespace,
             )
@@ -104,6 +111,7 @@ class WorldWatch:
             self._sent = (world, process)
         self._directory, self._environment, self._path = directory, environment, search
         self._trace = trace
+        self._last = getattr(loaded[-1][1], "__spec__", None)
         self._epoch = epoch
 
 
@@ -114,6 +122,12 @@ def _main(main: ModuleType | None, directory: str) -> tuple[str, bytes]:
     return spec.name if spec is not None else "", os.fsencode(os.path.join(directory, file)) if isinstance(
         file, str
     ) else b""
+
+
+def trace_of(loaded: list[tuple[str, Any]]) -> tuple[int, str, int]:
+    """What importing and reloading change: how many modules there are, the last one's name and identity of its ``__spec__``."""
+    last, module = loaded[-1]
+    return len(loaded), last, id(getattr(module, "__spec__", None))
 
 
 class _Seen:
@@ -141,16 +155,15 @@ class UserModules:
         self._standard_names = standard_names()
         self._lock = threading.Lock()
         self.trace = (0, "", 0)
-        """How many modules there were at the last look, the last one's name and identity of its ``__spec__``: importing and reloading change that."""
+        """`trace_of` what was loaded at the last look."""
         self._last: Any = None
         """That ``__spec__``: while it is kept, no other object has its identity."""
 
     def look(self, loaded: list[tuple[str, Any]], closely: bool) -> list[Module]:
         """The user's modules among ``loaded``, sorted by name. ``closely``: look for functions whose code was replaced in place, too."""
         with self._lock:
-            last, module = loaded[-1]
-            self._last = getattr(module, "__spec__", None)
-            self.trace = (len(loaded), last, id(self._last))
+            self._last = getattr(loaded[-1][1], "__spec__", None)
+            self.trace = trace_of(loaded)
             found = self._look(loaded, closely)
         return [found[name].record for name in sorted(found)]
 
@@ -189,12 +202,13 @@ class UserModules:
 
     def standard(self, loaded: list[tuple[str, Any]]) -> bytes:
         """One bit for each name of the standard library that is loaded and not the user's."""
-        names = {name for name, _ in loaded}
-        bits = 0
+        names = dict(loaded)
+        seen = self._seen
+        bits = bytearray(len(self._standard_names) // 8 + 1)
         for at, name in enumerate(self._standard_names):
-            if name in names and name not in self._seen:
-                bits |= 1 << at
-        return bits.to_bytes(len(self._standard_names) // 8 + 1, "little")
+            if name in names and name not in seen:
+                bits[at >> 3] |= 1 << (at & 7)
+        return bytes(bits)
 
     def _record(self, name: str, module: Any) -> Module | None:
         """None for a module that is not the user's."""
@@ -274,6 +288,5 @@ _modules = UserModules()
 def note_modules() -> None:
     """Take the sources of modules that were loaded since the last look; worth calling after each cell. 10 µs when there are none."""
     loaded = list(sys.modules.items())
-    last, module = loaded[-1]
-    if (len(loaded), last, id(getattr(module, "__spec__", None))) != _modules.trace:
+    if trace_of(loaded) != _modules.trace:
         _modules.look(loaded, False)

@@ -79,6 +79,7 @@ class Executor:
         self._async: asyncio.AbstractEventLoop | None = None
         self._room_made = asyncio.Event()
         self._surroundings = loop.surroundings
+        self._running_function = loop.surroundings.main.running
         self._seeder = Seeder(engine.welcome.cluster)
         self._inline = engine.machine.inline_limit
 
@@ -159,7 +160,7 @@ class Executor:
             )
         else:
             function = self._function(spec)[0]
-            self._surroundings.main.runs(function)
+            self._running_function[0] = function
             if spec.kind == CREATE_ACTOR:
                 function = partial(self._construct, function)
         if not run.args and run.args_at is None and run.deps is None:

@@ -191,7 +191,7 @@ class Main(ModuleType):
     def __init__(self) -> None:
         super().__init__("__main__")
         self.__spec__ = None
-        self._function: Any = None
+        self._running = [None]
 
     def take_on(self, name: str, file: bytes) -> None:
         """Name and file of the driver's ``__main__``: what a spawned process imports before it unpickles."""
@@ -201,13 +201,14 @@ class Main(ModuleType):
         elif "__file__" in vars(self):
             del self.__file__
 
-    def runs(self, function: Any) -> None:
-        """This function or class runs from now on."""
-        vars(self)["_function"] = function
+    @property
+    def running(self) -> list[Any]:
+        """Its one item is the function or class that runs; whoever runs another one puts it there."""
+        return vars(self)["_running"]  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("__"):
-            target = vars(self).get("_function")
+            target: Any = self.running[0]
             for each in (target, *vars(target).values()) if isinstance(target, type) else (target,):
                 names = getattr(each, "__globals__", {})
                 if name in names:
