@@ -23,10 +23,11 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from nbray import ids
+from nbray.api import context
 from nbray.errors import SerializationError
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class FunctionExport:
         self._watch: _Watch | None = None
         self._hot: _Watch | None = None
         """The watch, if there is anything that each submission has to look at."""
-        self._lock = Lock()
+        # The user's own __reduce__ may call the function that is being pickled.
+        self._lock = RLock()
         _exports.add(self)
 
     def current(self, epoch: int) -> Version:
@@ -432,10 +434,10 @@ def pickle_alone(value: Any) -> bytes:
     pickler = _new_pickler()
     pickler.dump(value)
     captured = pickler.captured
-    if captured:
-        engine = next(iter(captured.values()))._engine
-        for key in [key for key, held in _pinned.items() if held._engine is not engine]:
-            del _pinned[key]
+    runtime = context.current()
+    if captured and runtime is not None:
+        if not _pinned:
+            runtime.on_close.append(_pinned.clear)
         _pinned.update(captured)
     blob: bytes = pickler.file.getvalue()
     return blob

@@ -230,6 +230,34 @@ def test_handle_in_a_closure(shared_cluster: Any) -> None:
     assert nbray.get(use.remote()) == 1
 
 
+def test_made_in_a_task(shared_cluster: Any) -> None:
+    @nbray.remote
+    def make(start: int) -> Any:
+        made = Counter.remote(start)
+        nbray.get(made.add.remote())
+        return {"counter": made}
+
+    counter = nbray.get(make.remote(5))["counter"]
+    pid = nbray.get(counter.pid.remote())
+    assert nbray.get(counter.add.remote()) == 7
+    del counter
+    gc.collect()
+    until(lambda: not is_alive(pid))
+
+
+def test_actors_that_call_actors(shared_cluster: Any) -> None:
+    @nbray.remote
+    class Front:
+        def __init__(self, back: Any) -> None:
+            self.back = back
+
+        def add(self, n: int) -> int:
+            return nbray.get(self.back.add.remote(n))
+
+    front = Front.remote(Counter.remote(1))
+    assert nbray.get([front.add.remote(i) for i in range(4)]) == [1, 2, 4, 7]
+
+
 def test_generator_method(shared_cluster: Any) -> None:
     counter = Counter.remote()
     assert [nbray.get(ref) for ref in counter.count.remote(4)] == [0, 1, 2, 3]
@@ -484,6 +512,35 @@ def test_async_actor_runs_methods_side_by_side(shared_cluster: Any) -> None:
     assert nbray.get(waiting) == ["met"] * 20
     assert nbray.get(meeting.plain.remote()) == 5
     assert [nbray.get(ref) for ref in meeting.numbers.remote(3)] == [0, 1, 2]
+
+
+def test_async_actor_leaves(shared_cluster: Any) -> None:
+    @nbray.remote
+    class Leaving:
+        async def leave(self) -> None:
+            nbray.exit_actor()
+
+        async def pid(self) -> int:
+            return os.getpid()
+
+    leaving = Leaving.remote()
+    pid = nbray.get(leaving.pid.remote())
+    with pytest.raises(ActorDiedError, match="exit_actor"):
+        nbray.get(leaving.leave.remote())
+    until(lambda: not is_alive(pid))
+
+
+def test_errors_of_async_methods(shared_cluster: Any) -> None:
+    @nbray.remote
+    class Failing:
+        async def fail(self) -> None:
+            await asyncio.sleep(0)
+            raise KeyError("async")
+
+    with pytest.raises(KeyError) as caught:
+        nbray.get(Failing.remote().fail.remote())
+    assert "in fail" in str(caught.value)
+    assert "executor.py" not in str(caught.value)
 
 
 def test_async_actor_awaits_refs(shared_cluster: Any) -> None:
