@@ -24,7 +24,7 @@ from nbray.api.machine import ERROR_KIND, LOCATED, PENDING, READY, VALUE, Client
 from nbray.api.refs import ObjectRef, ObjectRefGenerator
 from nbray.config import HEAD_PATIENCE, IDLE_PIN, PENDING_LIMIT
 from nbray.engine.base import Engine
-from nbray.errors import GetTimeoutError, NbrayError, NodeDiedError, NotInitializedError
+from nbray.errors import GetTimeoutError, NbrayError, NodeDiedError, NotInitializedError, StoreFullError
 from nbray.failure_codec import decode_error, system_error
 from nbray.ids import FIRST_INDEX, IdSource
 from nbray.messages import (
@@ -417,6 +417,8 @@ class LocalEngine(Engine):
         """Create an object in the arena, write it, seal it. Raises StoreFullError."""
         from nbray.messages import Abort
 
+        if self.machine.idle:
+            self._make_room()
         created = self._request(lambda request: Create(request, object_id, packed.size))
         if type(created) is not Created:
             return  # An earlier execution of the task has made it, and it was seen: that one stays.
@@ -451,7 +453,7 @@ class LocalEngine(Engine):
         """The value of an entry whose bytes are here; (False, None) when they have been given back meanwhile. Raises the error that the value is."""
         if entry.state == VALUE:
             if entry.kind == ERROR_KIND:
-                raise decode_error(entry.data)
+                raise self._error(entry)
             if entry.refs is None:
                 return True, serialization.deserialize(
                     entry.kind, entry.data, None, writable=writable or None
@@ -470,6 +472,14 @@ class LocalEngine(Engine):
         else:
             view = self.memory.pinned(entry.offset, entry.size, release)
         return True, serialization.deserialize(entry.kind, view, self._contained(entry))
+
+    def _error(self, entry: Entry) -> BaseException:
+        """The error that a value is."""
+        error = decode_error(entry.data)
+        if isinstance(error, StoreFullError):
+            # There was no room to bring it into memory: next time there may be.
+            entry.state = READY
+        return error
 
     def _contained(self, entry: Entry) -> list[ObjectRef[Any]] | None:
         if entry.refs is None:
@@ -491,6 +501,8 @@ class LocalEngine(Engine):
             elif entry.state == VALUE and entry.kind == ERROR_KIND:
                 return
         machine = self.machine
+        if machine.idle:
+            self._make_room(entries)
         running = context.current_task.get()
         request = 0
         if self.worker and running is not None:
@@ -532,7 +544,25 @@ class LocalEngine(Engine):
         if any(entry.kind == ERROR_KIND and entry.state == VALUE for entry in missing.values()):
             for entry in entries:
                 if entry.kind == ERROR_KIND and entry.state == VALUE:
-                    raise decode_error(entry.data)
+                    raise self._error(entry)
+
+    def _make_room(self, entries: Sequence[Entry] = ()) -> None:
+        """Before more memory is asked for: give back what has not been used since the last time, but for these."""
+        with self._lock:
+            for entry in entries:
+                entry.used = True
+            self.machine.settle_drops()
+            self.machine.give_back_pins()
+
+    def pause(self, task: bytes) -> int:
+        """This task of a worker waits for something that is no object; others may use its CPU until `resume` with this number."""
+        request = self._requests()
+        self.machine.ask([], fetch=False, blocked=True, request=request, task=task, count=1)
+        return request
+
+    def resume(self, request: int) -> None:
+        """A paused task goes on."""
+        self.machine.out.append(Unblocked(request))
 
     def _timeout(self, missing: dict[bytes, Entry], timeout: float | None) -> GetTimeoutError:
         late = [ids.short(object_id) for object_id, entry in missing.items() if entry.state == PENDING]
@@ -718,7 +748,7 @@ class LocalEngine(Engine):
         with self._lock:
             for ref in refs:
                 entry = self.entries[ref._id]
-                if entry.state != PENDING and (entry.state == VALUE or not entry.pins):
+                if entry.state != PENDING:
                     entry.state = PENDING
                     entry.data = b""
                     entry.mine = False

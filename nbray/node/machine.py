@@ -290,6 +290,8 @@ class NodeMachine:
             self.orphans.append((now + ORPHAN_SECONDS, peer))
             self._abort_unsealed(peer)
             self.objects.drop_pins(peer.number)
+            # Another driver can take up its results, but not the iteration over a generator: that must not wait for it.
+            self.tasks.owner_gone(peer.number)
         elif peer.role == WORKER:
             self.values.forget(peer)
 

@@ -562,6 +562,7 @@ class Tasks:
                 producer.attempt += 1
                 producer.worker = None
                 producer.cancelled = False
+                producer.state = WAITING
                 self.tasks[producer.id] = producer
                 self.admit(producer, again=True)
             return

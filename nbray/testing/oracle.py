@@ -93,6 +93,8 @@ class Serial:
                 function = functions[names]
                 if any(not a.startswith("=") and a not in registers for a in args):
                     continue
+                if what == "method" and operation[2] not in registers:
+                    continue
                 broken = registers[operation[2]] if what == "method" else frozenset()
                 results = self._call(function, self._arguments(function, args, registers), broken)
                 if what == "stream":
@@ -100,6 +102,9 @@ class Serial:
                         state = self._got(outcome, state, gets, (position, index))
                         if outcome.errors:
                             break
+                        if index < len(operation[5]) and operation[5][index] in registers:
+                            other = registers[operation[5][index]]
+                            state = self._got(other, state, gets, (position, 1000 + index))
                 else:
                     registers.update(zip(operation[1], results, strict=True))
             elif what == "put":

@@ -37,6 +37,7 @@ from nbray.messages import (
     StreamRoom,
     Submit,
     TaskClass,
+    Unblocked,
     Welcome,
 )
 from nbray.testing import programs
@@ -170,10 +171,10 @@ class Program:
             self.client.entry(ref)
         return (yield from self.client.put(frame.source, digest, size, [ref._id for ref in contained] or None))
 
-    def _get(self, position: int, operation: Operation, frame: Frame, state: bytes, gets: Gets | None) -> Verb:
+    def _get(self, position: int, operation: Operation, frame: Frame, state: bytes, gets: Gets | None, first: int = 0) -> Verb:
         registers, client = frame.registers, self.client
         _, targets, names, timeout, hold = operation
-        pairs = [(i, t, registers[n]) for i, (t, n) in enumerate(zip(targets, names, strict=True)) if n in registers]
+        pairs = [(i, t, registers[n]) for i, (t, n) in enumerate(zip(targets, names, strict=True), first) if n in registers]
         # A driver looks at each by itself, so that one error does not hide the other values; a task gets all at once.
         groups = [[pair] for pair in pairs] if gets is not None else [pairs] if pairs else []
         for group in groups:
@@ -242,7 +243,7 @@ class Program:
             client.open_stream(task)
             out.append(submit)
             client.later()
-            state = yield from self._consume(position, task, operation[4], frame, state, gets)
+            state = yield from self._consume(position, task, operation[4], operation[5], frame, state, gets)
         else:
             for register, object_id in zip(operation[1], (ids.return_id(task, i) for i in range(len(function.returns))), strict=True):
                 registers[register] = client.own(object_id)
@@ -283,7 +284,10 @@ class Program:
             return Submit(task, number, 0, b"", deps or None, refs or None, frame.task, object_id), stored
         return Submit(task, number, 0, encode_arguments(args) if args else b"", deps or None, refs or None, frame.task), None
 
-    def _consume(self, position: int, task: bytes, taken: int, frame: Frame, state: bytes, gets: Gets | None) -> Verb:
+    def _consume(
+        self, position: int, task: bytes, taken: int, between: list[str], frame: Frame, state: bytes, gets: Gets | None
+    ) -> Verb:
+        """Take items of a generator; after each, get one of the other refs."""
         client = self.client
         ended = False
         try:
@@ -307,6 +311,9 @@ class Program:
                     gets[position, index] = values[0].digest
                 else:
                     state = digest_of(state, values[0].digest)
+                if index < len(between):
+                    between_items = ("get", [f"{between[index]}'"], [between[index]], None, False)
+                    state = yield from self._get(position, between_items, frame, state, gets, 1000 + index)
         finally:
             if not ended:
                 client.dropped(task)
@@ -590,7 +597,12 @@ class SimWorker(SimClient):
             if consumed.get(run.task) == -1:
                 break
             if room and index + 1 - consumed.get(run.task, 0) >= room:
-                yield Until(lambda at=index: consumed.get(run.task, 0) == -1 or at + 1 - consumed.get(run.task, 0) < room)  # type: ignore[misc]
+                request = self.number_request()
+                self.machine.ask([], fetch=False, blocked=True, request=request, task=run.task, count=1)
+                try:
+                    yield Until(lambda at=index: consumed.get(run.task, 0) == -1 or at + 1 - consumed.get(run.task, 0) < room)  # type: ignore[misc]
+                finally:
+                    self.machine.out.append(Unblocked(request))
                 if consumed.get(run.task) == -1:
                     break
 

@@ -132,7 +132,8 @@ class _Author:
         if function.stream:
             register = self.name("r")
             taken = len(function.returns) + 1 if self.random.random() < 0.6 else self.random.randint(0, len(function.returns))
-            self.body.append(("stream", register, function.name, args, taken))
+            between = [self.random.choice(self.refs) for _ in range(self.random.choice([0, 0, 1, 3]))] if self.refs else []
+            self.body.append(("stream", register, function.name, args, taken, between))
             return
         registers = [self.name("r") for _ in function.returns]
         self.body.append(("call", registers, function.name, args))

@@ -269,7 +269,12 @@ class Executor:
             self._send_item(run, spec, index, value)
             del value
             if self._too_far(run, spec, index + 1):
-                self.engine.link.wait(partial(self._has_room, run, spec, index + 1), None)
+                # Without its CPU: what the consumer does before it takes the next item may need that.
+                request = self.engine.pause(run.task)
+                try:
+                    self.engine.link.wait(partial(self._has_room, run, spec, index + 1), None)
+                finally:
+                    self.engine.resume(request)
             if self.consumed.get(run.task) == UNWANTED:
                 break
         self.consumed.pop(run.task, None)
