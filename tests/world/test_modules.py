@@ -220,7 +220,7 @@ def test_names_of_the_standard_library(tmp_path: Path) -> None:
     script.write_text(
         "import json, sys\n"
         "here = sys.path.pop(0)\n"
-        "import calendar, queue, select, linecache, random\n"
+        "import calendar, queue, select, tokenize, random\n"
         "import nbray\n"
         "sys.path.insert(0, here)\n"
         "del sys.modules['token']\n"
