@@ -139,6 +139,7 @@ class ClientMachine:
         """Turn what finalizers have noted into messages."""
         dropped, entries = self.dropped, self.entries
         gone: list[bytes] = []
+        unused: list[bytes] = []
         for _ in range(len(dropped)):
             object_id = dropped.popleft()
             entry = entries.get(object_id)
@@ -164,7 +165,7 @@ class ClientMachine:
             if not entry.pins:
                 del entries[object_id]
             elif not entry.views:
-                self.idle[object_id] = None
+                unused.append(object_id)
         unviewed = self.unviewed
         for _ in range(len(unviewed)):
             object_id = unviewed.popleft()
@@ -172,11 +173,18 @@ class ClientMachine:
             if entry is None:
                 continue
             entry.views -= 1
-            if not entry.views:
+            if entry.views:
+                continue
+            if entry.count > 0:
                 self.idle[object_id] = None
                 entry.used = True
+            else:
+                unused.append(object_id)
         if gone:
             self.out.append(Drop(gone))
+        if unused:
+            # Without a ref nobody here can ask for them again: others may need the room.
+            self._unpin(unused)
 
     def _drop_stream(self, task: bytes) -> None:
         """Nobody will take further items of this generator."""
@@ -187,8 +195,7 @@ class ClientMachine:
 
     def give_back_pins(self) -> bool:
         """Give back pins that no view has used since the last call; whether some are left to look at again."""
-        objects: list[bytes] = []
-        counts: list[int] = []
+        unused: list[bytes] = []
         for object_id in list(self.idle):
             entry = self.entries.get(object_id)
             if entry is None or entry.views or not entry.pins:
@@ -196,16 +203,29 @@ class ClientMachine:
             elif entry.used and entry.count > 0:
                 entry.used = False
             else:
-                self.idle.pop(object_id, None)
-                objects.append(object_id)
-                counts.append(entry.pins)
-                entry.pins = 0
+                unused.append(object_id)
+        if unused:
+            self._unpin(unused)
+        return bool(self.idle)
+
+    def _unpin(self, unused: list[bytes]) -> None:
+        """Give the pins of these back: no view of them is left."""
+        objects: list[bytes] = []
+        counts: list[int] = []
+        for object_id in unused:
+            self.idle.pop(object_id, None)
+            entry = self.entries.get(object_id)
+            if entry is None or entry.views or not entry.pins:
+                continue
+            objects.append(object_id)
+            counts.append(entry.pins)
+            entry.pins = 0
+            if entry.state == LOCATED:
                 entry.state = READY
-                if entry.count <= 0:
-                    del self.entries[object_id]
+            if entry.count <= 0:
+                del self.entries[object_id]
         if objects:
             self.out.append(Unpin(objects, counts))
-        return bool(self.idle)
 
     def end_scopes(self, scopes: Sequence[Scope]) -> None:
         """Their container is about to be let go: hold what is still referred to."""
