@@ -68,6 +68,7 @@ class Settings:
     session: str = ""
     temp_dir: str = ""
     user_runtime_dir: str = ""
+    cuda_devices: str | None = None
     cgroup_root: str = "/"
 
 
@@ -101,6 +102,7 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
         session=env.get("JPY_SESSION_NAME", ""),
         temp_dir=env.get("TMPDIR", ""),
         user_runtime_dir=env.get("XDG_RUNTIME_DIR", ""),
+        cuda_devices=env.get("CUDA_VISIBLE_DEVICES"),
         cgroup_root=env.get("NBRAY_CGROUP_ROOT", "/"),
     )
 

@@ -168,7 +168,7 @@ def _start(
 ) -> ClusterRecord:
     cpus = asked.get("num_cpus", platform.available_cpus(settings.cpu_limit or None, settings.cgroup_root))
     memory = platform.available_memory(settings.memory_limit or None, settings.cgroup_root)
-    gpus = asked.get("num_gpus", _visible_gpus())
+    gpus = asked.get("num_gpus", _visible_gpus(settings.cuda_devices))
     store = int(
         asked.get("object_store_memory", settings.store_memory or max(memory * STORE_SHARE, MIN_STORE))
     )
@@ -190,9 +190,12 @@ def _start(
     )  # fmt: skip
 
 
-def _visible_gpus() -> int:
+def _visible_gpus(chosen: str | None) -> int:
+    """GPUs that this process may use; ``chosen``: its CUDA_VISIBLE_DEVICES."""
+    if chosen is not None:
+        return len([device for device in chosen.split(",") if device.strip() not in {"", "-1"}])
     try:
-        return len([entry for entry in os.listdir("/proc/driver/nvidia/gpus") if entry])
+        return len(os.listdir("/proc/driver/nvidia/gpus"))
     except OSError:
         return 0
 
