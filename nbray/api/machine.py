@@ -27,13 +27,15 @@ ERROR_KIND = 4
 class Entry:
     """An object as this process knows it.
 
-    ``count``: counted refs; ``held``: the node counts this process among the holders; ``pins``: how often the node pinned it for us; ``views``: of its bytes
+    ``count``: counted refs; ``held``: the node counts this process among the holders; ``pins``: how often the node pinned it for us; ``came``: its
+    bytes have, since that was last set to False; ``views``: of its bytes
     that are alive; ``borrowers``: scopes of refs that were read out of it.
     """
 
     __slots__ = (
         "asked",
         "callbacks",
+        "came",
         "count",
         "data",
         "held",
@@ -61,6 +63,7 @@ class Entry:
         self.pins = 0
         self.views = 0
         self.used = False
+        self.came = False
         self.mine = False
         self.asked = False
         self.callbacks: list[Callable[[], None]] | None = None
@@ -309,6 +312,7 @@ class ClientMachine:
                 entry.refs = message.refs
                 entry.pins += 1
                 entry.used = True
+                entry.came = True
                 entry.state = LOCATED
                 self.idle[message.object] = None
                 if entry.callbacks is not None:

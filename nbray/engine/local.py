@@ -503,6 +503,8 @@ class LocalEngine(Engine):
         machine = self.machine
         if machine.idle:
             self._make_room(entries)
+        for entry in missing.values():
+            entry.came = False
         running = context.current_task.get()
         request = 0
         if self.worker and running is not None:
@@ -517,7 +519,8 @@ class LocalEngine(Engine):
 
         def satisfied() -> bool:
             nonlocal current, errors
-            while current.state == VALUE or current.state == LOCATED:
+            # Bytes that came count even when they have been given back meanwhile: `get` asks for them again.
+            while current.state == VALUE or current.came:
                 following = next(waiting, None)
                 if following is None:
                     return True
@@ -536,7 +539,7 @@ class LocalEngine(Engine):
                 refused = self._replies.pop(request, None)
                 if refused is not None:
                     raise system_error(refused.error, refused.data.decode())
-                if not complete or not (current.state == VALUE or current.state == LOCATED):
+                if not complete or not (current.state == VALUE or current.came):
                     machine.out.append(Unblocked(request))
                     self.link.flush()
         if not complete:

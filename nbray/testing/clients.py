@@ -404,11 +404,13 @@ class SimClient:
                 missing[ref._id] = entry
             elif entry.state == VALUE and entry.kind == ERROR_KIND:
                 return
+        for entry in missing.values():
+            entry.came = False
         request = self.number_request() if task else 0
         self.machine.ask(list(missing), blocked=bool(task), request=request, task=task)
 
         def all_here() -> bool:
-            return all(e.state in (VALUE, LOCATED) for e in missing.values())
+            return all(e.state == VALUE or e.came for e in missing.values())
 
         def ready() -> bool:
             return all_here() or any(e.kind == ERROR_KIND and e.state == VALUE for e in missing.values()) or request in self.replies
