@@ -75,6 +75,7 @@ def current() -> Runtime | None:
 
 
 def install(runtime: Runtime) -> None:
+    """This process has joined a cluster."""
     global _runtime, _ended
     _runtime = runtime
     _ended = False
@@ -83,6 +84,7 @@ def install(runtime: Runtime) -> None:
 
 
 def clear() -> None:
+    """This process has left its cluster."""
     global _runtime, _ended
     if _runtime is not None:
         _ended = True
@@ -101,7 +103,7 @@ def require() -> Runtime:
                 "nbray was shut down in this process; call nbray.init() (in a notebook: %cluster start) to go on. "
                 "References and handles of before are no longer valid."
             )
-        from nbray.api.session import init  # noqa: PLC0415  (init imports this module)
+        from nbray.api.session import init
 
         init()
         runtime = _runtime

@@ -50,7 +50,7 @@ class ObjectRef(Generic[T]):
         return self._engine.future(self)
 
     def __await__(self) -> Generator[Any, None, T]:
-        import asyncio  # noqa: PLC0415  (nothing heavy at import)
+        import asyncio
 
         return asyncio.wrap_future(self.future()).__await__()
 
@@ -112,7 +112,7 @@ class ObjectRefGenerator(Generic[T]):
         return self
 
     async def __anext__(self) -> ObjectRef[T]:
-        import asyncio  # noqa: PLC0415
+        import asyncio
 
         ref = await asyncio.to_thread(self._next, None)
         if ref is None:

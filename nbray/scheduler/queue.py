@@ -19,7 +19,19 @@ ShapeKey = tuple[str, bytes, tuple[tuple[str, int], ...]]
 class Shape:
     """All ready tasks of one shape."""
 
-    __slots__ = ("buckets", "environment", "feasible", "gpu", "key", "priorities", "resources", "served", "session", "size", "top")
+    __slots__ = (
+        "buckets",
+        "environment",
+        "feasible",
+        "gpu",
+        "key",
+        "priorities",
+        "resources",
+        "served",
+        "session",
+        "size",
+        "top",
+    )
 
     def __init__(self, session: str, environment: bytes, resources: Amounts) -> None:
         self.session = session
@@ -123,4 +135,5 @@ class ReadyQueue:
 
 
 def cpu_of(shape: Shape) -> int:
+    """CPU units that a task of this shape takes."""
     return shape.resources.get(CPU, 0)

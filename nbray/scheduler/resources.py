@@ -73,7 +73,9 @@ class Ledger:
             self._gpu_free[gpu] -= share
         return chosen
 
-    def release(self, held: Mapping[str, int], gpus: tuple[int, ...] = (), *, cpu_given: bool = False) -> None:
+    def release(
+        self, held: Mapping[str, int], gpus: tuple[int, ...] = (), *, cpu_given: bool = False
+    ) -> None:
         """Give back what was acquired; ``cpu_given``: its CPU was given back before, by `give_cpu`."""
         free = self.free
         for name, amount in held.items():
@@ -120,4 +122,6 @@ class Ledger:
             used = sum(amounts.get(name, 0) for amounts in held)
             owed = self.owed if name == CPU else 0
             assert free >= 0, f"{name}: free amount {free} is negative"
-            assert used - owed + free == total, f"{name}: held {used} - owed {owed} + free {free} is not the total {total}"
+            assert used - owed + free == total, (
+                f"{name}: held {used} - owed {owed} + free {free} is not the total {total}"
+            )

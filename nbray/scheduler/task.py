@@ -54,7 +54,9 @@ class Task:
         "ready", "retries", "run", "session", "shape", "started", "state", "submit", "submitted", "worker", "world",
     )  # fmt: skip
 
-    def __init__(self, submit: Submit, kind: Kind, owner: int, session: str, world: bytes, cell: str, now: float) -> None:
+    def __init__(
+        self, submit: Submit, kind: Kind, owner: int, session: str, world: bytes, cell: str, now: float
+    ) -> None:
         self.id = submit.task
         self.submit = submit
         self.kind = kind

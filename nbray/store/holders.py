@@ -13,6 +13,7 @@ Holders = Holder | set[Holder] | None
 
 
 def add(holders: Holders, holder: Holder) -> Holders:
+    """The set with ``holder``; the old one must not be used any more."""
     if holders is None or holders == holder:
         return holder
     if isinstance(holders, set):
@@ -22,6 +23,7 @@ def add(holders: Holders, holder: Holder) -> Holders:
 
 
 def remove(holders: Holders, holder: Holder) -> Holders:
+    """The set without ``holder``; the old one must not be used any more."""
     if isinstance(holders, set):
         holders.discard(holder)
         if len(holders) == 1:
@@ -31,6 +33,7 @@ def remove(holders: Holders, holder: Holder) -> Holders:
 
 
 def contains(holders: Holders, holder: Holder) -> bool:
+    """Whether ``holder`` is in the set."""
     return holder in holders if isinstance(holders, set) else holders == holder and holders is not None
 
 

@@ -55,7 +55,9 @@ class FrameReader(Generic[M]):
         while end - at >= 4:
             size: int = _LENGTH.unpack_from(data, at)[0]
             if size > FRAME_LIMIT:
-                raise ValueError(f"a frame of {size} bytes was announced; the limit is {FRAME_LIMIT}: the peer does not speak this protocol")
+                raise ValueError(
+                    f"a frame of {size} bytes was announced; the limit is {FRAME_LIMIT}: the peer does not speak this protocol"
+                )
             stop = at + 4 + size
             if stop > end:
                 if size > 1 << 16:

@@ -9,7 +9,7 @@ keeping them, nor in the middle of a send. Bytes are moved from the socket into 
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # the functions behind ``signal``: those make enums, for microseconds
 import os
 import select
 import signal
@@ -67,7 +67,6 @@ class Interrupts:
             return False
         self.depth += 1
         if self.depth == 1:
-            # The functions behind ``signal.signal`` and ``getsignal``: those spend microseconds on making enums.
             before = self._before = _signal.getsignal(_SIGINT)
             if callable(before):
                 _signal.signal(_SIGINT, self._handler)
@@ -100,7 +99,9 @@ class Interrupts:
             self._pending = True
 
 
-def greet(sock: socket.socket, hello: Any, incoming: Any, answers: tuple[type, ...]) -> tuple[Any, list[Any], FrameReader[Any]]:
+def greet(
+    sock: socket.socket, hello: Any, incoming: Any, answers: tuple[type, ...]
+) -> tuple[Any, list[Any], FrameReader[Any]]:
     """Say ``hello``; the node's answer, what came along with it, and the reader that has the bytes after that.
 
     Raises OSError when the node does not answer.
@@ -168,7 +169,9 @@ class Link:
         sock.settimeout(None)
         # A timeout in the kernel instead of poll before each recv: one system call less per message. Workers wait at leisure.
         pause = _SLICE_SECONDS if background_reads else _IDLE_SECONDS
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(pause), int(pause % 1 * 1e6)))
+        sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(pause), int(pause % 1 * 1e6))
+        )
 
     # -- sending
 
@@ -360,7 +363,8 @@ class Link:
 
     def _run(self) -> None:
         """Three gaits: while the program uses the link, look every few milliseconds for what it left unsent; while it waits, leave the socket to it; else
-        sleep until something comes or `arm` wakes. Never fights the program for the interpreter."""
+        sleep until something comes or `arm` wakes. Never fights the program for the interpreter.
+        """
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         watching = False
