@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _EVENT_STATES = {FINISHED: 4, FAILED: 5, CANCELLED: 6}
 _RETRIED = 7
 
+REMADE = 1 << 31
+"""``made`` and ``consumed`` of a stream whose generator runs again only for items that were lost."""
+
 
 class Stream:
     """A generator task's items: how many are sealed and taken; the owner's hold on items it has not taken is the node's to drop."""
@@ -421,6 +424,11 @@ class Tasks:
             )
 
     def _end_stream(self, task: Task, stream: Stream) -> None:
+        if stream.consumed >= REMADE:
+            self._end_remaking(task)
+        if stream.made >= REMADE:
+            self.streams.pop(task.id, None)
+            return
         stream.length = stream.made
         self.node.values.abandon(ids.return_id(task.id, stream.length))
         owner = self.node.peers.get(task.owner)
@@ -428,6 +436,14 @@ class Tasks:
             self.node.send(owner, StreamEnd(task.id, stream.length))
         if stream.unwanted or owner is None:
             self.streams.pop(task.id, None)
+
+    def _end_remaking(self, task: Task) -> None:
+        """Lost items that the generator has not made again stay lost."""
+        for entry in list(self.node.objects.objects.values()):
+            if entry.state == PENDING and ids.task_of(entry.id) == task.id:
+                text = f"item {ids.index_of(entry.id)} of {task.name} is lost, and the generator did not make it when it ran again"
+                self.node.objects.seal_inline(entry, ERROR_KIND, encode_system_error("ObjectLostError", text), None)
+                self.node.values.sealed(entry)
 
     # -- ends
 
@@ -459,7 +475,9 @@ class Tasks:
         spec = task.kind.spec
         owner = self.node.peers.get(task.owner)
         stream = self.streams.get(task.id)
-        if stream is not None:
+        if stream is not None and stream.consumed >= REMADE:
+            first = last = 0
+        elif stream is not None:
             first, last = stream.made, stream.made + 1
             stream.made += 1
         else:
@@ -551,9 +569,12 @@ class Tasks:
         """The value of an object cannot be read back: make it again from its lineage, or say that it is lost (R12)."""
         producer = entry.producer
         self.node.objects.reset(entry)
+        # A generator that still runs will not make an item again, and may be waiting for whoever waits for this one.
+        streaming = producer is not None and producer.kind.spec.num_returns == STREAMING
         can_rerun = (
             producer is not None
             and producer.kind.spec.kind == TASK
+            and not (streaming and not producer.terminal)
             and all(object_id in self.node.objects.objects for object_id in producer.inputs())
             and not ids.is_put(entry.id)
         )
@@ -564,9 +585,18 @@ class Tasks:
                 producer.cancelled = False
                 producer.state = WAITING
                 self.tasks[producer.id] = producer
+                if streaming:
+                    stream = self.streams.get(producer.id)
+                    if stream is None:
+                        stream = self.streams[producer.id] = Stream(producer.owner)
+                        stream.made = REMADE
+                    stream.consumed = REMADE
                 self.admit(producer, again=True)
             return
-        reason = "its inputs are gone" if producer is not None else "it was made by put, which has no lineage"
+        if producer is None:
+            reason = "it was made by put, which has no lineage"
+        else:
+            reason = "its generator has not ended" if streaming and not producer.terminal else "its inputs are gone"
         text = f"the value of {ids.short(entry.id)} is lost ({why}) and cannot be made again: {reason}"
         self.node.objects.seal_inline(entry, ERROR_KIND, encode_system_error("ObjectLostError", text), None)
         self.node.values.sealed(entry)
