@@ -272,10 +272,19 @@ def _thaw(frozen: bytes) -> tuple[BaseException | None, str]:
     return cause, ""
 
 
+def _blank(kind: type[Any], args: tuple[Any, ...]) -> Any:
+    built_in = [base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE and base is not object]
+    for base in built_in[:-1]:
+        try:
+            return base.__new__(kind, *args)
+        except TypeError:  # of several built-in bases only one has the layout of the instances
+            continue
+    return built_in[-1].__new__(kind, *args)
+
+
 def _make(kind: type[Any], args: tuple[Any, ...], attributes: dict[str, Any], members: dict[str, Any]) -> Any:
     """An exception without a call of its ``__init__``, which need not accept ``args``."""
-    built_in = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE)
-    error = built_in.__new__(kind, *args)
+    error = _blank(kind, args)
     error.args = args
     error.__dict__.update(attributes)
     for name, value in members.items():
