@@ -41,8 +41,8 @@ PAGE = 4096
 WORTH_MOVING = 256
 """Bytes from which on a small value is worth a place in the arena."""
 
-OUTGROWN = 1 << 20
-"""Bytes that are freed at a time for small values that move into the arena."""
+MOST_STALE = 65536
+"""Entries of the list of small values from which on it is cleaned of freed ones."""
 
 
 class Object:
@@ -163,7 +163,10 @@ class ObjectTable:
         self.arena = arena
         self.patience = patience
         self._inline_total = inline_total
-        self._inline_look = inline_total
+        self._small: deque[bytes] = deque()
+        """Small values in the order in which they came, freed ones among them."""
+        self._outgrown = False
+        """Whether some of them wait for room in the arena."""
         self._name_of = name_of
         self.objects: dict[bytes, Object] = {}
         self.effects: list[StoreEffect] = []
@@ -271,32 +274,35 @@ class ObjectTable:
         self.inline_bytes += len(data)
         if refs:
             self._contain(entry, refs)
-        if self.inline_bytes > self._inline_look:
-            self._outgrow()
+        if len(data) >= WORTH_MOVING:
+            self._small.append(entry.id)
+            if self.inline_bytes > self._inline_total:
+                self._outgrow()
+            elif len(self._small) > MOST_STALE and len(self._small) > 4 * len(self.objects):
+                self._small = deque(i for i in self._small if i in self.objects)
 
     def _outgrow(self) -> None:
-        """Move the oldest small values into the arena, from where they can go to disk."""
-        for entry in list(self.objects.values()):
-            if self.inline_bytes <= self._inline_total * 3 // 4:
-                break
-            data = entry.data
-            if entry.state != INLINE or entry.is_error or len(data) < WORTH_MOVING:
-                continue
-            block = self.arena.allocate(len(data), 0)
-            if block is None:
-                self._make_room(OUTGROWN, urgent=False)
+        """Move the oldest small values into the arena, from where they can go to disk; goes on when there is room again."""
+        self._outgrown = False
+        while self._small and self.inline_bytes > self._inline_total * 3 // 4:
+            entry = self.objects.get(self._small[0])
+            if entry is not None and entry.state == INLINE and not entry.is_error:
+                data = entry.data
                 block = self.arena.allocate(len(data), 0)
                 if block is None:
-                    break
-            self._punch()
-            self.first.append(Write(block.offset, data))
-            self.inline_bytes -= len(data)
-            entry.data = b""
-            entry.block = block
-            entry.state = ARENA
-            self._resident[entry.id] = entry
-        # Where nothing could be moved, do not look at all objects again with every value.
-        self._inline_look = max(self._inline_total, self.inline_bytes + self._inline_total // 16)
+                    self._make_room(self.arena.limit // 4, urgent=False)
+                    block = self.arena.allocate(len(data), 0)
+                if block is None:
+                    self._outgrown = True
+                    return
+                self._punch()
+                self.first.append(Write(block.offset, data))
+                self.inline_bytes -= len(data)
+                entry.data = b""
+                entry.block = block
+                entry.state = ARENA
+                self._resident[entry.id] = entry
+            self._small.popleft()
 
     def _contain(self, entry: Object, refs: list[bytes]) -> None:
         entry.refs = refs
@@ -443,6 +449,8 @@ class ObjectTable:
 
     def serve(self) -> None:
         """Serve requests for memory in their order, moving the least recently used objects to disk where needed."""
+        if self._outgrown and not self._requests:
+            self._outgrow()
         while queue := self._requests or self._later:
             request = queue[0]
             block = self.arena.allocate(request.size, max(request.client, 0))
