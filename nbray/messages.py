@@ -284,6 +284,15 @@ class Bye(_Message, tag=25):
     yielding: bool = False
 
 
+class Transient(_Message, tag=26):
+    """Nobody will come back for this client: when its connection is lost, that is its end (unless it asked to ``keep`` the cluster).
+
+    Not ``on``: somebody will, after all.
+    """
+
+    on: bool = True
+
+
 # -- worker to node ---------------------------------------------------------------------------------------------------------------
 
 
@@ -491,7 +500,7 @@ class StreamRoom(_Message, tag=86):
 
 ClientToNode = (
     Hello | Register | Function | World | Origin | Submit | CreateActor | Put | Create | Seal | Abort | Get | Unblocked | Hold | Drop | Unpin
-    | Cancel | KillActor | GetActor | Query | Free | StreamAck | Bye
+    | Cancel | KillActor | GetActor | Query | Free | StreamAck | Bye | Transient
     | Done | DoneMany | Failed | Item | Output | Leaving
 )  # fmt: skip
 

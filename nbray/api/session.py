@@ -285,9 +285,10 @@ def _at_exit() -> None:
         return
     decided = _decide() if _decide is not None else None
     if decided is False:
-        # A kernel restart: leave without a word, so that the session's work goes on.
+        # A kernel restart: leave without a goodbye, so that the session's work goes on.
         context.clear()
         engine: Any = runtime.engine
+        engine.set_transient(False)
         engine.link.close()
         return
     try:

@@ -54,6 +54,7 @@ from nbray.messages import (
     StreamAck,
     Submit,
     TaskClass,
+    Transient,
     Unblocked,
     Welcome,
 )
@@ -775,6 +776,11 @@ class LocalEngine(Engine):
         if cell != self._origin:
             self._origin = cell
             self.machine.out.append(Origin(cell))
+
+    def set_transient(self, on: bool) -> None:
+        """Whether nobody will come back for this connection, so that the cluster need not wait when it is lost."""
+        self.machine.out.append(Transient(on))
+        self.link.flush()
 
     def query(self, what: str, argument: Any = None) -> Any:
         self._check()

@@ -56,6 +56,7 @@ from nbray.messages import (
     Shutdown,
     StreamAck,
     Submit,
+    Transient,
     Unblocked,
     Unpin,
     Welcome,
@@ -207,6 +208,7 @@ class NodeMachine:
             Query: self._on_query,
             Leaving: self._on_leaving,
             Bye: self._on_bye,
+            Transient: self._on_transient,
         }
         self.pool.settle()
 
@@ -256,13 +258,15 @@ class NodeMachine:
                 self._stuck_check = now + STUCK_SECONDS
                 self._break_circles()
         if now >= self._expire_check:
-            self._expire_check = now + 1.0
+            self._expire_check = now + min(1.0, self.config.ttl / 4)
             self.pool.retire(
                 now, self.config.resources.get(CPU, UNIT) // UNIT + self.config.spares, IDLE_SECONDS
             )
             while self.orphans and self.orphans[0][0] <= now:
                 self.values.forget(self.orphans.pop(0)[1])
             wait = min(wait, self._lifetime(now))
+        elif not self.drivers:
+            wait = min(wait, self._expire_check - now)
         return wait
 
     def _busy(self) -> bool:
@@ -292,6 +296,8 @@ class NodeMachine:
             self.objects.drop_pins(peer.number)
             # Another driver can take up its results, but not the iteration over a generator: that must not wait for it.
             self.tasks.owner_gone(peer.number)
+            if peer.transient and not peer.keep and not self.drivers:
+                self.stop("the run that used it has ended")
         elif peer.role == WORKER:
             self.values.forget(peer)
 
@@ -546,6 +552,9 @@ class NodeMachine:
         for other in self.peers.values():
             if other.role == DRIVER and other.session == peer.session:
                 self.send(other, message)
+
+    def _on_transient(self, peer: Peer, message: Transient) -> None:
+        peer.transient = message.on
 
     def _on_leaving(self, peer: Peer, message: Leaving) -> None:
         worker = peer.worker

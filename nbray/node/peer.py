@@ -14,7 +14,7 @@ class Peer:
 
     __slots__ = (
         "cell", "environment", "execution", "job", "keep", "kinds", "label", "namespace", "number", "out", "pid", "process", "role", "session",
-        "unsent", "urgent", "worker", "world",
+        "transient", "unsent", "urgent", "worker", "world",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
@@ -26,6 +26,8 @@ class Peer:
         self.label = ""
         self.job = 0
         self.keep = False
+        self.transient = False
+        """Nobody comes back for it when its connection is lost."""
         self.execution = b""
         self.world = b""
         self.process = b""

@@ -111,6 +111,9 @@ class Cockpit:
             engine.on_output = self._on_output
         engine.set_origin(self.cell.label)
         session.decide_exit(functools.partial(lifecycle.stop_at_exit, self.shell))
+        if not lifecycle.may_come_back(self.shell):
+            # nbval and others end their kernels by SIGKILL.
+            engine.set_transient(True)
         self._attached = runtime
 
     def _show_error(self, exc_tuple: Any = None, *args: Any, **options: Any) -> None:

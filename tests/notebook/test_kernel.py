@@ -403,6 +403,16 @@ def test_a_crash_leaves_the_cluster_to_its_time_to_live(runtime_dir: Path) -> No
     assert [path.name for path in runtime_dir.iterdir() if path.is_dir()] == []
 
 
+def test_a_killed_headless_run_leaves_nothing(runtime_dir: Path) -> None:
+    """nbval ends its kernels so; nobody restarts them."""
+    with Kernel() as k:
+        ok(k.run("%load_ext nbray\n%cluster start --cpus 1"))
+        (pid,) = node_pids(runtime_dir)
+        k.kill()
+        assert wait_for(lambda: gone(pid))
+    assert [path.name for path in runtime_dir.iterdir() if path.is_dir()] == []
+
+
 def test_stop_names_the_other_notebook(runtime_dir: Path) -> None:
     with Kernel({"JPY_SESSION_NAME": "one.ipynb"}) as one, Kernel({"JPY_SESSION_NAME": "two.ipynb"}) as two:
         ok(one.run("%load_ext nbray\n%cluster start --cpus 1"))

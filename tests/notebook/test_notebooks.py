@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_gives_the_outputs_that_it_was_saved_with(notebook: Path, runtime_dir: Path) -> None:
-    """Stricter than the run of `notebooks` in the whole suite (``--nbval-lax``): all outputs are compared that are not marked."""
+    """All outputs are compared that are not marked."""
     command = [
         sys.executable,
         "-m",
