@@ -8,7 +8,17 @@ from nbray import ids
 from nbray.config import CANCEL_GRACE, INLINE_LIMIT
 from nbray.events import TaskEvent
 from nbray.failure_codec import encode_system_error, summary
-from nbray.messages import ACTOR_CALL, CREATE_ACTOR, STREAMING, TASK, Register, Run, StreamAck, StreamEnd, StreamRoom
+from nbray.messages import (
+    ACTOR_CALL,
+    CREATE_ACTOR,
+    STREAMING,
+    TASK,
+    Register,
+    Run,
+    StreamAck,
+    StreamEnd,
+    StreamRoom,
+)
 from nbray.messages import Function as FunctionMessage
 from nbray.messages import World as WorldMessage
 from nbray.node import pool as pools
@@ -502,7 +512,7 @@ class Tasks:
         """The task is terminal: it holds nothing any more; its history goes to the GCS."""
         task.state = state
         self.tasks.pop(task.id, None)
-        self.node.values.leave(task)
+        self.node.values.over(task)
         submit = task.submit
         if submit.deps is not None or submit.refs is not None or submit.args_object:
             if task.kind.spec.kind != CREATE_ACTOR or not self.node.actors.may_restart(task):
@@ -575,7 +585,7 @@ class Tasks:
             producer is not None
             and producer.kind.spec.kind == TASK
             and not (streaming and not producer.terminal)
-            and all(object_id in self.node.objects.objects for object_id in producer.inputs())
+            and all(i in self.node.objects.objects for i in (*producer.inputs(), *(producer.submit.refs or ())))
             and not ids.is_put(entry.id)
         )
         if can_rerun and producer is not None:

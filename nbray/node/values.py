@@ -302,13 +302,11 @@ class Values:
                 size += entry.size
         if not away and not unmade:
             return True
+        if unmade:
+            self._await(task, unmade)
+            return False
         task.state = WAITING
-        task.missing = len(away) + len(unmade)
-        for entry in unmade:
-            if entry.dependants is None:
-                entry.dependants = [task]
-            else:
-                entry.dependants.append(task)
+        task.missing = len(away)
         if not admitted and self._admitted and self._taken() + size > self.table.arena.limit // 2:
             # The first one is always admitted; these wait for a task that starts or ends.
             task.missing += 1
@@ -316,6 +314,17 @@ class Values:
             return False
         self._admit(task, size, away)
         return False
+
+    def _await(self, task: Task, unmade: list[Object]) -> None:
+        """Inputs have to be made again first, perhaps by tasks that stand in line: it must not keep its place before them."""
+        self.leave(task)
+        task.state = WAITING
+        task.missing = len(unmade)
+        for entry in unmade:
+            if entry.dependants is None:
+                entry.dependants = [task]
+            else:
+                entry.dependants.append(task)
 
     def _taken(self) -> int:
         return sum(size for size, _ in self._admitted.values())
@@ -345,17 +354,29 @@ class Values:
             if not following.terminal:
                 self._bring(following, size)
 
+    def over(self, task: Task) -> None:
+        """The task is terminal: nothing is brought for it any more."""
+        if task.missing and self.fetching:
+            for object_id in task.inputs():
+                tasks = self.fetching.get(object_id)
+                if tasks is not None and task in tasks:
+                    tasks.remove(task)
+                    if not tasks:
+                        del self.fetching[object_id]
+        self.leave(task)
+
     def _bring(self, task: Task, size: int, *, urgent: bool = False) -> None:
         """A task in the line gets its turn."""
-        task.missing -= 1
         objects = self.table.objects
         away = [objects[i] for i in task.inputs() if i in objects and objects[i].state in (store.SPILLED, store.RESTORING)]
         # What was away when it joined the line may be back, and the other way round.
-        unmade = sum(1 for i in task.inputs() if i in objects and objects[i].state < INLINE)
-        task.missing = len(away) + unmade
-        if away:
+        unmade = [objects[i] for i in task.inputs() if i in objects and objects[i].state < INLINE]
+        task.missing = len(away)
+        if unmade:
+            self._await(task, unmade)
+        elif away:
             self._admit(task, size, away, urgent=urgent)
-        elif not unmade:
+        else:
             self._go(task)
 
     def hurry(self, task: Task) -> None:
@@ -440,6 +461,8 @@ class Values:
         tasks = [task for task in self.fetching.pop(entry.id, []) if not task.terminal]
         # They wait for it as for an object that is being made: it will be, or fail.
         entry.dependants = (entry.dependants or []) + tasks or None
+        for task in tasks:
+            self.leave(task)
         self.node.tasks.lost(entry, entry.data.decode())
 
     def _refused(self, entry: Object, error: bytes) -> None:
