@@ -605,6 +605,8 @@ class Tasks:
             return
         if producer is None:
             reason = "it was made by put, which has no lineage"
+        elif producer.kind.is_call:
+            reason = "an actor's method made it, and the actor's state may be another one now"
         else:
             reason = "its generator has not ended" if streaming and not producer.terminal else "its inputs are gone"
         text = f"the value of {ids.short(entry.id)} is lost ({why}) and cannot be made again: {reason}"
