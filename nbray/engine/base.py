@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class Engine(ABC):
-    """A connection to a cluster."""
+    """A connection to a cluster. ``closed``: why it cannot be used any more, empty while it can."""
+
+    closed: str = ""
 
     # -- tasks
 

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from nbray.errors import NbrayError
+from nbray.errors import NbrayError, NotInitializedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -317,11 +317,20 @@ def _serialize_refs(value: list[Any]) -> Serialized | None:
     """A list of refs, each once, without a call per ref; None for any other list."""
     if set(map(type, value)) != {_ref_class}:
         return None
+    for engine in {id(ref._engine): ref._engine for ref in value}.values():
+        if engine.closed:
+            raise _foreign(next(ref for ref in value if ref._engine is engine))
     refs = [ref._id for ref in value]
     if len(set(refs)) != len(refs):
         return None
     data = _dumps(_AllRefs(), 5)
     return Serialized(PICKLE, data, len(data), refs)
+
+
+def _foreign(ref: ObjectRef[Any]) -> NbrayError:
+    return NotInitializedError(
+        f"{ref!r} belongs to a cluster that has ended ({ref._engine.closed}): run the code that made it again"
+    )
 
 
 def restore_ref(object_id: bytes) -> Any:
@@ -472,6 +481,8 @@ def _define_writer(file: BytesIO, protocol: int, buffers: _Buffers) -> Any:
                 refs = self.refs
                 if refs is None:
                     refs = self.refs = {}
+                if value._engine.closed:
+                    raise _foreign(value)
                 return nth_ref, (refs.setdefault(value._id, len(refs)),)
             if kind is FunctionType or is_class(kind, type):
                 if value is nth_ref or value is small_array or value is _array_class:

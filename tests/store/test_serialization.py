@@ -51,6 +51,8 @@ MB = 1 << 20
 class Engine:
     """Enough of an engine for refs that nobody counts."""
 
+    closed = ""
+
     def ref(self, object_id: bytes) -> ObjectRef[Any]:
         return ObjectRef(object_id, self, False)  # type: ignore[arg-type]
 
