@@ -66,7 +66,7 @@ def _end_cleanly_when_terminated() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
-    """Look once more at the very end, for notebooks and interrupted tests: the fixtures below do not see them.
+    """Look once more at the very end: the fixtures below do not see what an interrupted test leaves.
 
     An interrupted session, or one at its --maxfail, ends its last fixtures in here, where pytest has no test left
     to report an error for.
