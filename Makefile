@@ -47,7 +47,7 @@ test: $(VENV)/.nbray-test
 	@$(MAKE) --no-print-directory --keep-going -j1 check-format check-lint check-types check-tests
 
 check-format: $(VENV)/.nbray-test
-	$(PY) -m ruff format --check $(SOURCES)
+	$(PY) -m ruff format --check --output-format concise $(SOURCES)
 
 check-lint: $(VENV)/.nbray-test
 	$(PY) -m ruff check $(SOURCES)
