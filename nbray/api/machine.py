@@ -287,7 +287,7 @@ class ClientMachine:
                 if message.kind == ERROR_KIND:
                     self.errors += 1
                 if entry.callbacks is not None:
-                    self._call_back(entry)
+                    self.call_back(entry)
             elif kind is Ready:
                 entry = entries.get(message.object)
                 if entry is None:
@@ -298,7 +298,7 @@ class ClientMachine:
                     entry.size = message.size
                     entry.state = READY
                     if entry.callbacks is not None:
-                        self._call_back(entry)
+                        self.call_back(entry)
             elif kind is Located:
                 entry = entries.get(message.object)
                 if entry is None:
@@ -316,7 +316,7 @@ class ClientMachine:
                 entry.state = LOCATED
                 self.idle[message.object] = None
                 if entry.callbacks is not None:
-                    self._call_back(entry)
+                    self.call_back(entry)
             elif kind is StreamEnd:
                 stream = self.streams.get(message.task)
                 if stream is not None:
@@ -334,6 +334,7 @@ class ClientMachine:
         entry = self.entries[object_id] = Entry(0, True)
         return entry
 
-    def _call_back(self, entry: Entry) -> None:
+    def call_back(self, entry: Entry) -> None:
+        """Have those called who wait for this entry: they are `due`."""
         callbacks, entry.callbacks = entry.callbacks, None
         self.due.extend(callbacks or ())

@@ -169,6 +169,16 @@ class LocalEngine(Engine):
     def _lost(self) -> None:
         if self.on_lost is not None:
             self.on_lost(self.link.dead)
+        self._fail_futures()
+
+    def _fail_futures(self) -> None:
+        """Nothing will come any more: futures end with the error that says why."""
+        for entry in list(self.entries.values()):
+            if entry.callbacks:
+                self.machine.call_back(entry)
+        if self.machine.due:
+            # What they call is the program's, and the caller holds locks.
+            threading.Thread(target=self._call_back, name="nbray-futures", daemon=True).start()
 
     def _check(self) -> None:
         """Raises what explains why this engine cannot be used."""
@@ -675,6 +685,8 @@ class LocalEngine(Engine):
 
         def resolve() -> None:
             try:
+                if (self.closed or self.link.dead) and entry.state not in (VALUE, LOCATED):
+                    self._check()
                 found, value = self.read(ref._id, entry, False)
             except BaseException as error:  # noqa: BLE001  (whatever it is belongs to whoever waits)
                 future.set_exception(error)
@@ -701,6 +713,8 @@ class LocalEngine(Engine):
                 self.link.flush()
                 if not self.link.background:
                     self.link.read_in_background()
+                if self.closed or self.link.dead:
+                    self._fail_futures()
 
         if self.closed or self.link.dead:
             self._check()
@@ -811,6 +825,7 @@ class LocalEngine(Engine):
             except GetTimeoutError:
                 ends = stop is not False
         self.closed = self.closed or "nbray was shut down"
+        self._fail_futures()
         self.link.close()
         self.memory.close()
         return ends

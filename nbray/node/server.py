@@ -105,10 +105,11 @@ class WorkerLink:
 class NodeServer:
     """Runs one node until it is told to stop."""
 
-    def __init__(self, config: NodeConfig, paths: Paths, *, memory_limit: int, portable: bool) -> None:
+    def __init__(self, config: NodeConfig, paths: Paths, *, memory_limit: int, limits_root: str, portable: bool) -> None:
         self.config = config
         self.paths = paths
         self.memory_limit = memory_limit
+        self.limits_root = limits_root
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], object]] = {}
         self.connections: dict[int, Connection] = {}
@@ -531,15 +532,20 @@ class NodeServer:
     # -- memory
 
     def _watch_memory(self, now: float) -> None:
-        if not self.machine.scheduler.slots:
+        machine = self.machine
+        workers = [worker for worker in machine.pool.workers.values() if worker.pending]
+        if not workers:
+            machine.relief()
             return
         self.next_tick = min(self.next_tick, now + MEMORY_CHECK)
         if now < self.next_memory:
             return
         self.next_memory = now + MEMORY_CHECK
-        used, limit = platform.memory_in_use(self.memory_limit or None)
+        used, limit = platform.memory_in_use(self.memory_limit or None, self.limits_root)
         if limit and used > MEMORY_LIMIT * limit:
-            self.machine.pressure(used, limit, now)
+            machine.pressure(used, limit, now, {w.pid: platform.proportional_memory(w.pid) for w in workers})
+        else:
+            machine.relief()
 
     # -- the head
 
@@ -630,7 +636,9 @@ class NodeServer:
 
     def close(self) -> None:
         """End everything that this node started and remove its files."""
-        for peer in self.held_back:
+        if self.stop_reason:
+            self.machine.stop(self.stop_reason)
+        for peer in (*self.held_back, *self.machine.dirty):
             self._send(peer)
         if self.head is not None:
             self.head.sock.setblocking(True)
@@ -704,7 +712,7 @@ def main() -> None:
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lock = paths.lock()
-    server = NodeServer(config, paths, memory_limit=told["memory_limit"], portable=told["portable"])
+    server = NodeServer(config, paths, memory_limit=told["memory_limit"], limits_root=told["limits_root"], portable=told["portable"])
 
     def terminate(_number: int, _frame: Any) -> None:
         server.stop("it was told to by SIGTERM")
