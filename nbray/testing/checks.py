@@ -61,21 +61,35 @@ class Checks:
 
     def run_starts(self, client: Any, run: Run, spec: TaskClass) -> None:
         """One live run per task; calls of one caller in order; one incarnation of an actor."""
-        self.world.log(f"worker {client.worker} starts {spec.name} {run.task.hex()} attempt {run.attempt} run {run.run}")
+        self.world.log(
+            f"worker {client.worker} starts {spec.name} {run.task.hex()} attempt {run.attempt} run {run.run}"
+        )
         other = self.executing.get(run.task)
-        self.expect(other is None, f"{spec.name} {run.task.hex()} starts in process {client.pid} while it runs in {other.pid if other else 0}")
+        self.expect(
+            other is None,
+            f"{spec.name} {run.task.hex()} starts in process {client.pid} while it runs in {other.pid if other else 0}",
+        )
         self.executing[run.task] = client
         if spec.kind == CREATE_ACTOR:
             host = self.hosts.get(run.task)
-            self.expect(host is None, f"actor {run.task.hex()} starts in process {client.pid} while it lives in {host.pid if host else 0}")
+            self.expect(
+                host is None,
+                f"actor {run.task.hex()} starts in process {client.pid} while it lives in {host.pid if host else 0}",
+            )
             self.hosts[run.task] = client
         elif spec.kind == ACTOR_CALL:
             actor = ids.actor_of(run.task)
-            self.expect(self.hosts.get(actor) is client, f"a call of actor {actor.hex()} runs in process {client.pid}, which is not its")
+            self.expect(
+                self.hosts.get(actor) is client,
+                f"a call of actor {actor.hex()} runs in process {client.pid}, which is not its",
+            )
             if run.attempt == 0:
                 caller, number = run.task[: ids.EXECUTION_BYTES], int.from_bytes(run.task[12:16], "little")
                 last = self.last_call.get((actor, caller), -1)
-                self.expect(number > last, f"call {number} of {caller.hex()} to actor {actor.hex()} starts after call {last}")
+                self.expect(
+                    number > last,
+                    f"call {number} of {caller.hex()} to actor {actor.hex()} starts after call {last}",
+                )
                 self.last_call[actor, caller] = number
 
     def run_ends(self, client: SimClient, run: Run) -> None:
@@ -109,14 +123,28 @@ class Checks:
             if entry.refs and entry.state >= store.INLINE:
                 for inner in entry.refs:
                     contained = objects.get(inner)
-                    self.expect(contained is not None, f"object {inner.hex()} was freed while object {entry.id.hex()} contains it")
+                    self.expect(
+                        contained is not None,
+                        f"object {inner.hex()} was freed while object {entry.id.hex()} contains it",
+                    )
                     assert contained is not None
-                    self.expect(holders.contains(contained.holders, entry.id), f"object {inner.hex()} is not held by {entry.id.hex()}, which contains it")
-            if entry.state >= store.INLINE and entry.holders is None and not entry.pins and not entry.waiters and not entry.dependants:
+                    self.expect(
+                        holders.contains(contained.holders, entry.id),
+                        f"object {inner.hex()} is not held by {entry.id.hex()}, which contains it",
+                    )
+            if (
+                entry.state >= store.INLINE
+                and entry.holders is None
+                and not entry.pins
+                and not entry.waiters
+                and not entry.dependants
+            ):
                 producer = entry.producer
                 unfinished = producer is not None and not producer.terminal
                 if not unfinished and entry.id[:-4] not in self.node.machine.tasks.tasks:
-                    self.fail(f"object {entry.id.hex()} ({store.STATE_NAMES[entry.state]}) is kept although nobody can reach it")
+                    self.fail(
+                        f"object {entry.id.hex()} ({store.STATE_NAMES[entry.state]}) is kept although nobody can reach it"
+                    )
 
     def _task(self, task: Task) -> None:
         """Its inputs are held for it; somebody has it: nothing is forgotten."""
@@ -130,19 +158,29 @@ class Checks:
             )
         if task.state == RUNNING:
             worker = task.worker
-            self.expect(worker is not None and task in worker.pending and worker.number in machine.pool.workers, f"{task} runs nowhere")
+            self.expect(
+                worker is not None and task in worker.pending and worker.number in machine.pool.workers,
+                f"{task} runs nowhere",
+            )
             return
         if task.missing:
             waits = any(task in (objects[o].dependants or ()) for o in task.inputs())
             fetches = any(task in tasks for tasks in machine.values.fetching.values())
-            self.expect(waits or fetches or machine.values.in_line(task), f"{task} misses {task.missing} inputs and waits for none")
+            self.expect(
+                waits or fetches or machine.values.in_line(task),
+                f"{task} misses {task.missing} inputs and waits for none",
+            )
         if task.kind.is_call:
             actor = machine.actors.actors.get(task.actor)
-            queued = actor is not None and (task in actor.backlog or any(task in queue for queue in actor.callers.values()))
+            queued = actor is not None and (
+                task in actor.backlog or any(task in queue for queue in actor.callers.values())
+            )
             self.expect(queued, f"{task} is in no queue of its actor")
         elif task.state == READY and not task.missing:
             shape = task.shape
-            self.expect(shape is not None and any(task is queued for queued in shape), f"{task} is in no queue")
+            self.expect(
+                shape is not None and any(task is queued for queued in shape), f"{task} is in no queue"
+            )
         elif task.state == WAITING:
             self.expect(bool(task.missing), f"{task} waits for nothing")
 
@@ -162,7 +200,14 @@ class Checks:
         objects = self.node.machine.objects.objects
         for connection in self.node.connections.values():
             client = connection.client
-            if client is None or not client.alive or connection.up is None or connection.up.flight or client.machine.out or client.machine.dropped:
+            if (
+                client is None
+                or not client.alive
+                or connection.up is None
+                or connection.up.flight
+                or client.machine.out
+                or client.machine.dropped
+            ):
                 continue
             if self.node._inbox.get(f"peer {connection.number}"):
                 continue
@@ -210,14 +255,22 @@ class Checks:
         alive = [a.id.hex() for a in machine.actors.actors.values() if a.state != "DEAD"]
         self.expect(not alive, f"actors live on without handles: {alive}")
         for worker in machine.pool.workers.values():
-            self.expect(worker.state in (pools.IDLE, pools.SPARE, pools.STARTING), f"at rest {worker} is not idle")
+            self.expect(
+                worker.state in (pools.IDLE, pools.SPARE, pools.STARTING), f"at rest {worker} is not idle"
+            )
         for connection in self.node.connections.values():
             client = connection.client
             if client is not None and client.alive:
                 machinery = client.machine
-                self.expect(not machinery.entries, f"process {connection.number} keeps {[o.hex() for o in machinery.entries][:5]}")
+                self.expect(
+                    not machinery.entries,
+                    f"process {connection.number} keeps {[o.hex() for o in machinery.entries][:5]}",
+                )
                 self.expect(not machinery.streams, f"process {connection.number} keeps streams")
-                self.expect(machinery.pending == 0, f"process {connection.number} counts {machinery.pending} pending results")
+                self.expect(
+                    machinery.pending == 0,
+                    f"process {connection.number} counts {machinery.pending} pending results",
+                )
 
     def history(self, submitted: dict[bytes, int], *, reconstructed: bool) -> None:
         """The head has every batch once, in order, and one terminal event per task."""
@@ -242,13 +295,21 @@ class Checks:
         lines = []
         for task in list(machine.tasks.tasks.values())[:20]:
             where = f"at {task.worker!r}, blocked {task.worker.blocked!r}" if task.worker is not None else ""
-            lines.append(f"  task {task.name} {task.id.hex()} {STATE_NAMES[task.state]} attempt {task.attempt} missing {task.missing} {where}")
+            lines.append(
+                f"  task {task.name} {task.id.hex()} {STATE_NAMES[task.state]} attempt {task.attempt} missing {task.missing} {where}"
+            )
         for worker in machine.pool.workers.values():
             if worker.pending or worker.state not in (pools.IDLE, pools.SPARE):
-                lines.append(f"  {worker!r} pending {[t.run for t in worker.pending]} held {worker.held} actor {worker.actor.hex()}")
+                lines.append(
+                    f"  {worker!r} pending {[t.run for t in worker.pending]} held {worker.held} actor {worker.actor.hex()}"
+                )
         for actor in machine.actors.actors.values():
-            lines.append(f"  actor {actor.id.hex()} {actor.state} backlog {len(actor.backlog)} callers {len(actor.callers)} restarts {actor.restarts}")
+            lines.append(
+                f"  actor {actor.id.hex()} {actor.state} backlog {len(actor.backlog)} callers {len(actor.callers)} restarts {actor.restarts}"
+            )
         for request in list(machine.objects._requests)[:5]:
             lines.append(f"  memory wanted: {request}")
-        lines.append(f"  resources free {machine.scheduler.ledger.free} owed {machine.scheduler.ledger.owed} of {machine.scheduler.ledger.total}")
+        lines.append(
+            f"  resources free {machine.scheduler.ledger.free} owed {machine.scheduler.ledger.owed} of {machine.scheduler.ledger.total}"
+        )
         return "\n".join(lines)

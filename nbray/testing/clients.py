@@ -40,6 +40,8 @@ BACKGROUND_READ = 0.02
 
 @dataclass(slots=True)
 class Sleep:
+    """Go on after this time."""
+
     seconds: float
 
 
@@ -100,7 +102,9 @@ def decode_value(object_id: bytes, data: bytes) -> bytes:
     """The digest, or BrokenInvariantError when the bytes were damaged."""
     digest = data[:16]
     if len(data) < 16 or data[: len(data) // 16 * 16] != digest * (len(data) // 16):
-        raise BrokenInvariantError(f"the bytes of object {object_id.hex()} have changed: they start with {data[:32].hex()}")
+        raise BrokenInvariantError(
+            f"the bytes of object {object_id.hex()} have changed: they start with {data[:32].hex()}"
+        )
     return digest
 
 
@@ -149,7 +153,7 @@ class SimClient:
                     wish = fiber.generator.throw(thrown)
                 else:
                     wish = fiber.generator.send(value)
-                if not self.alive:
+                if self.ended():
                     return
                 if type(wish) is Sleep:
                     self.world.after(wish.seconds, self._timer, fiber, fiber.timer)
@@ -176,7 +180,7 @@ class SimClient:
             if fiber.until is not None:
                 self.take_in()
                 if fiber.timer == timer:
-                    self.resume(fiber, fiber.until is not None and fiber.until.ready())
+                    self.resume(fiber, fiber.until.ready())
             else:
                 self.resume(fiber, None)
 
@@ -194,7 +198,9 @@ class SimClient:
         waiting = any(fiber.until is not None for fiber in self.fibers)
         if waiting or self.reads_in_background:
             self._woken = True
-            self.world.after(self.world.random.uniform(0, 0.00002) if waiting else BACKGROUND_READ, self._read)
+            self.world.after(
+                self.world.random.uniform(0, 0.00002) if waiting else BACKGROUND_READ, self._read
+            )
 
     def _read(self) -> None:
         self._woken = False
@@ -224,6 +230,10 @@ class SimClient:
             self.replies[message.request] = message
         elif kind is Shutdown:
             self.closed = message.reason
+
+    def ended(self) -> bool:
+        """Whether the process is gone: what it does may end it."""
+        return not self.alive
 
     def die(self) -> None:
         """SIGKILL: nothing more happens in this process."""
@@ -298,7 +308,7 @@ class SimClient:
     def borrow(self, refs: list[bytes] | None, scopes: list[Scope]) -> list[ObjectRef[Any]] | None:
         if not refs:
             return None
-        made = [ObjectRef(object_id, self, False) for object_id in refs]  # type: ignore[arg-type]
+        made: list[ObjectRef[Any]] = [ObjectRef(object_id, self, False) for object_id in refs]  # type: ignore[arg-type]
         scopes.append(Scope(made))
         return made
 
@@ -371,7 +381,9 @@ class SimClient:
     def error(self, object_id: bytes, data: bytes) -> SimError:
         failure = read_failure(data)
         if "is not known to this cluster" in failure.text and failure.name == "ObjectLostError":
-            raise BrokenInvariantError(f"object {object_id.hex()} was freed while process {self.number} could reach it")
+            raise BrokenInvariantError(
+                f"object {object_id.hex()} was freed while process {self.number} could reach it"
+            )
         return SimError(failure.name, failure.text, data)
 
     def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None, task: bytes = b"") -> Verb:
@@ -395,7 +407,9 @@ class SimClient:
             raise
         return values
 
-    def _fetch(self, refs: Sequence[ObjectRef[Any]], entries: list[Entry], timeout: float | None, task: bytes) -> Verb:
+    def _fetch(
+        self, refs: Sequence[ObjectRef[Any]], entries: list[Entry], timeout: float | None, task: bytes
+    ) -> Verb:
         if self.closed:
             raise SimError("NodeDiedError", self.closed)
         missing: dict[bytes, Entry] = {}
@@ -413,7 +427,11 @@ class SimClient:
             return all(e.state == VALUE or e.came for e in missing.values())
 
         def ready() -> bool:
-            return all_here() or any(e.kind == ERROR_KIND and e.state == VALUE for e in missing.values()) or request in self.replies
+            return (
+                all_here()
+                or any(e.kind == ERROR_KIND and e.state == VALUE for e in missing.values())
+                or request in self.replies
+            )
 
         deadline = None if timeout is None else self.world.now + timeout
         complete = False
@@ -440,9 +458,13 @@ class SimClient:
         request = 0
         if ready < count:
             request = self.number_request() if task else 0
-            self.machine.ask(waiting, fetch=False, blocked=bool(task), request=request, task=task, count=count - ready)
+            self.machine.ask(
+                waiting, fetch=False, blocked=bool(task), request=request, task=task, count=count - ready
+            )
             try:
-                yield Until(lambda: sum(e.state != PENDING for e in entries) >= count or request in self.replies)
+                yield Until(
+                    lambda: sum(e.state != PENDING for e in entries) >= count or request in self.replies
+                )
             finally:
                 refused = self.replies.pop(request, None) if request else None
                 if request and refused is None and sum(e.state != PENDING for e in entries) < count:
@@ -467,7 +489,9 @@ class SimClient:
             request = 0
             if waiter:
                 request = self.number_request()
-                machine.ask([ids.return_id(task, index)], fetch=False, blocked=True, request=request, task=waiter)
+                machine.ask(
+                    [ids.return_id(task, index)], fetch=False, blocked=True, request=request, task=waiter
+                )
             try:
                 yield Until(lambda: index in stream.ready or 0 <= stream.length <= index)
             finally:
@@ -489,8 +513,10 @@ class SimClient:
 
 
 def encode_arguments(args: list[tuple[str, Any]]) -> bytes:
+    """Arguments as (kind, value), as they travel in a submission."""
     return msgspec.msgpack.encode(args)
 
 
 def decode_arguments(data: bytes) -> list[tuple[str, Any]]:
+    """The other way round."""
     return msgspec.msgpack.decode(data, type=list[tuple[str, Any]])

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from nbray.gcs.client import GcsClient
 from nbray.gcs.messages import PROTOCOL as GCS_PROTOCOL
-from nbray.gcs.messages import Ack, Batch, HeadToNode, NodeRegistered, NodeToHead, Op, OpReply, Query, QueryReply, RegisterNode
+from nbray.gcs.messages import (
+    Ack,
+    Batch,
+    HeadToNode,
+    NodeRegistered,
+    NodeToHead,
+    Op,
+    OpReply,
+    Query,
+    QueryReply,
+    RegisterNode,
+)
 from nbray.gcs.tables import Tables
 from nbray.messages import CREATE_ACTOR, TASK, CreateActor, Submit
 from nbray.node.machine import Close, NodeConfig, NodeMachine, Signal, Stop, TakeTokens
@@ -175,12 +186,12 @@ class SimNode:
     def _perform(self) -> None:
         machine = self.machine
         while machine.dirty or machine.effects:
-            for effect in machine.objects.first:
-                if isinstance(effect, Punch):
-                    for offset, length in effect.ranges:
+            for first in machine.objects.first:
+                if isinstance(first, Punch):
+                    for offset, length in first.ranges:
                         self.memory[offset : offset + length] = bytes(length)
                 else:
-                    self.memory[effect.offset : effect.offset + len(effect.data)] = effect.data
+                    self.memory[first.offset : first.offset + len(first.data)] = first.data
             machine.objects.first.clear()
             dirty, machine.dirty = machine.dirty, []
             for peer in dirty:
@@ -212,7 +223,9 @@ class SimNode:
     def _carry_out(self, effect: Any) -> None:
         kind = type(effect)
         world = self.world
-        world.log(f"effect {kind.__name__} {getattr(effect, 'worker', '') or getattr(effect, 'object', b'').hex()}")
+        world.log(
+            f"effect {kind.__name__} {getattr(effect, 'worker', '') or getattr(effect, 'object', b'').hex()}"
+        )
         if kind is Fork:
             self._fork(effect.worker)
         elif kind is Kill:
@@ -249,7 +262,11 @@ class SimNode:
         self.machine.connected(connection.number)
         slow = self.plan.latency()
         connection.up = Stream(self.world, partial(self._arrived, connection), slow)
-        connection.down = Stream(self.world, lambda messages: connection.client.deliver(messages) if connection.client is not None else None, slow)
+        connection.down = Stream(
+            self.world,
+            lambda messages: connection.client.deliver(messages) if connection.client is not None else None,
+            slow,
+        )
         return connection
 
     def next_pid(self) -> int:
@@ -269,7 +286,9 @@ class SimNode:
         peer = self.machine.peers.get(connection.number)
         if peer is not None and connection.open:
             if self.world.echo is not None:
-                self.world.echo_only(f"{connection.number} -> node: {' '.join(describe(m) for m in messages)}")
+                self.world.echo_only(
+                    f"{connection.number} -> node: {' '.join(describe(m) for m in messages)}"
+                )
             for message in messages:
                 if type(message) is Submit:
                     self.submitted[message.task] = TASK
@@ -303,8 +322,12 @@ class SimNode:
 
     def _fork(self, number: int) -> None:
         connection = self.workers[number] = self.connect(number)
-        client = connection.client = SimWorker(self.world, self, connection.number, self.next_pid(), number, self.program)
-        self.world.after(self.world.random.uniform(0.0005, 0.004), lambda: client.boot() if client.alive else None)
+        client = connection.client = SimWorker(
+            self.world, self, connection.number, self.next_pid(), number, self.program
+        )
+        self.world.after(
+            self.world.random.uniform(0.0005, 0.004), lambda: client.boot() if client.alive else None
+        )
 
     def kill(self, client: SimWorker) -> None:
         if client.alive:
@@ -328,10 +351,20 @@ class SimNode:
         for messages in connection.up.cut():
             self._arrived(connection, messages)
         if world.chance(0.5):
-            world.after(world.random.uniform(0, 0.001), self.post, f"peer {client.number}", partial(self.drop, client.number))
+            world.after(
+                world.random.uniform(0, 0.001),
+                self.post,
+                f"peer {client.number}",
+                partial(self.drop, client.number),
+            )
         world.after(world.random.uniform(0, 0.002), self.post, "zygote", partial(self._exited, client))
         forked = 3.0 if self.plan.forks and world.chance(0.3) else 0.002
-        world.after(world.random.uniform(0, forked), self.post, f"life {client.number}", partial(self._released, client.number))
+        world.after(
+            world.random.uniform(0, forked),
+            self.post,
+            f"life {client.number}",
+            partial(self._released, client.number),
+        )
 
     def _exited(self, client: SimWorker) -> None:
         """Read what it had said before, then tell the machine."""
@@ -391,7 +424,11 @@ class SimNode:
             if self.head.up:
                 epoch = self.head.epoch
                 self._head_up = Stream(self.world, partial(self.head.receive, epoch), self.plan.latency())
-                self._head_down = Stream(self.world, lambda messages: self.post("head", partial(self._head_said, epoch, messages)), self.plan.latency())
+                self._head_down = Stream(
+                    self.world,
+                    lambda messages: self.post("head", partial(self._head_said, epoch, messages)),
+                    self.plan.latency(),
+                )
                 self._head_up.send(self.gcs.connected())
         else:
             messages = self.gcs.output(now)

@@ -53,7 +53,9 @@ class Serial:
         self._body(self.program.mains[index], {}, digest_of("driver"), gets)
         return gets
 
-    def _call(self, function: Function, args: list[Any], broken: frozenset[str] = frozenset()) -> list[Outcome]:
+    def _call(
+        self, function: Function, args: list[Any], broken: frozenset[str] = frozenset()
+    ) -> list[Outcome]:
         errors = broken
         state = digest_of(function.name)
         registers: dict[str, Any] = {}
@@ -73,8 +75,14 @@ class Serial:
         except _RaisedError as raised:
             return [Outcome(errors=raised.errors)] * (1 if function.stream else count)
         last = [Outcome(errors=frozenset({f"user {function.name}"}))]
-        if function.raises and not (function.raises > 0 and function.retry_exceptions and function.max_retries >= function.raises):
-            return [Outcome(digest_of(state, str(i))) for i in range(count)] + last if function.stream else last * count
+        if function.raises and not (
+            function.raises > 0 and function.retry_exceptions and function.max_retries >= function.raises
+        ):
+            return (
+                [Outcome(digest_of(state, str(i))) for i in range(count)] + last
+                if function.stream
+                else last * count
+            )
         contains = tuple(registers[name] for name in function.contains if name in registers)
         return [Outcome(digest_of(state, str(i)), contains if i == 0 else ()) for i in range(count)]
 
@@ -84,12 +92,16 @@ class Serial:
             found.append(Outcome(digest_of(name)) if name.startswith("=") else registers[name])
         return found
 
-    def _body(self, body: list[Operation], registers: dict[str, Any], state: bytes, gets: Gets | None) -> bytes:
+    def _body(
+        self, body: list[Operation], registers: dict[str, Any], state: bytes, gets: Gets | None
+    ) -> bytes:
         functions = self.program.functions
         for position, operation in enumerate(body):
             what = operation[0]
             if what in ("call", "stream", "method"):
-                names, args = (operation[2], operation[3]) if what != "method" else (operation[3], operation[4])
+                names, args = (
+                    (operation[2], operation[3]) if what != "method" else (operation[3], operation[4])
+                )
                 function = functions[names]
                 if any(not a.startswith("=") and a not in registers for a in args):
                     continue
@@ -128,7 +140,9 @@ class Serial:
                 function = functions[kind.constructor]
                 if all(a.startswith("=") or a in registers for a in operation[3]):
                     made = self._call(function, self._arguments(function, operation[3], registers))[0]
-                    registers[operation[1]] = frozenset({"ActorDiedError"}) | made.errors if made.errors else frozenset()
+                    registers[operation[1]] = (
+                        frozenset({"ActorDiedError"}) | made.errors if made.errors else frozenset()
+                    )
         return state
 
     def _got(self, outcome: Outcome, state: bytes, gets: Gets | None, key: tuple[int, int]) -> bytes:

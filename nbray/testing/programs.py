@@ -75,10 +75,11 @@ class Features:
 
 @dataclass
 class Program:
+    """``mains``: what each driver does."""
+
     functions: dict[str, Function]
     classes: dict[str, ActorClass]
     mains: list[list[Operation]]
-    """What each driver does."""
     features: Features
 
 
@@ -116,7 +117,11 @@ class _Author:
                     return None
                 chosen.append(self.random.choice(self.handles)[0])
             else:
-                chosen.append(self.random.choice(self.values) if self.values and self.random.random() < 0.5 else f"={self.random.randint(0, 999)}")
+                chosen.append(
+                    self.random.choice(self.values)
+                    if self.values and self.random.random() < 0.5
+                    else f"={self.random.randint(0, 999)}"
+                )
         return chosen
 
     def put(self) -> None:
@@ -131,8 +136,16 @@ class _Author:
             return
         if function.stream:
             register = self.name("r")
-            taken = len(function.returns) + 1 if self.random.random() < 0.6 else self.random.randint(0, len(function.returns))
-            between = [self.random.choice(self.refs) for _ in range(self.random.choice([0, 0, 1, 3]))] if self.refs else []
+            taken = (
+                len(function.returns) + 1
+                if self.random.random() < 0.6
+                else self.random.randint(0, len(function.returns))
+            )
+            between = (
+                [self.random.choice(self.refs) for _ in range(self.random.choice([0, 0, 1, 3]))]
+                if self.refs
+                else []
+            )
             self.body.append(("stream", register, function.name, args, taken, between))
             return
         registers = [self.name("r") for _ in function.returns]
@@ -144,7 +157,11 @@ class _Author:
             return
         chosen = [self.random.choice(self.refs) for _ in range(count)]
         registers = [self.name("v") for _ in chosen]
-        timeout = self.random.choice([0.0, 0.0005, 0.01]) if self.features.timeouts and self.random.random() < 0.2 else None
+        timeout = (
+            self.random.choice([0.0, 0.0005, 0.01])
+            if self.features.timeouts and self.random.random() < 0.2
+            else None
+        )
         hold = self.features.large and self.random.random() < 0.1
         self.body.append(("get", registers, chosen, timeout, hold))
         self.values += registers
@@ -216,7 +233,9 @@ def _seconds(random: Random) -> float:
     return random.choice([0.00002, 0.0001, 0.0003, 0.002, 0.03])
 
 
-def _function(random: Random, features: Features, name: str, below: list[list[Function]], functions: dict[str, Function]) -> Function:
+def _function(
+    random: Random, features: Features, name: str, below: list[list[Function]], functions: dict[str, Function]
+) -> Function:
     author = _Author(random, features)
     params = [random.choice([DEP, MENTION, VALUE]) for _ in range(random.choice([0, 0, 1, 1, 2, 3]))]
     for index, kind in enumerate(params):
@@ -241,7 +260,13 @@ def _function(random: Random, features: Features, name: str, below: list[list[Fu
                 author.drop()
     elif author.refs and random.random() < 0.5:
         author.get()
-    function = Function(name, params, author.body, [author.size() for _ in range(random.choice([1, 1, 1, 1, 2, 3]))], seconds=_seconds(random))
+    function = Function(
+        name,
+        params,
+        author.body,
+        [author.size() for _ in range(random.choice([1, 1, 1, 1, 2, 3]))],
+        seconds=_seconds(random),
+    )
     if author.refs and random.random() < 0.3:
         function.contains = [random.choice(author.refs)]
     if features.raises and random.random() < 0.25:
@@ -261,7 +286,9 @@ def _function(random: Random, features: Features, name: str, below: list[list[Fu
 def _generator(random: Random, features: Features, name: str, functions: dict[str, Function]) -> Function:
     author = _Author(random, features)
     items = [author.size() for _ in range(random.randint(0, 6))]
-    function = Function(name, random.choice([[], [DEP], [VALUE]]), [], items, stream=True, seconds=_seconds(random))
+    function = Function(
+        name, random.choice([[], [DEP], [VALUE]]), [], items, stream=True, seconds=_seconds(random)
+    )
     function.backpressure = random.choice([0, 0, 1, 2])
     if features.raises and random.random() < 0.3:
         function.raises = -1
@@ -269,9 +296,13 @@ def _generator(random: Random, features: Features, name: str, functions: dict[st
     return function
 
 
-def _actor_class(random: Random, features: Features, name: str, plain: list[Function], functions: dict[str, Function]) -> ActorClass:
+def _actor_class(
+    random: Random, features: Features, name: str, plain: list[Function], functions: dict[str, Function]
+) -> ActorClass:
     mode = random.choice(["serial", "serial", "threaded"])
-    constructor = Function(f"{name}.__init__", random.choice([[], [VALUE], [DEP]]), [], [16], seconds=_seconds(random))
+    constructor = Function(
+        f"{name}.__init__", random.choice([[], [VALUE], [DEP]]), [], [16], seconds=_seconds(random)
+    )
     constructor.resources = random.choice([{}, {"CPU": 10_000}])
     if features.raises and random.random() < 0.15:
         constructor.raises = -1
@@ -285,16 +316,35 @@ def _actor_class(random: Random, features: Features, name: str, plain: list[Func
             callee = random.choice(plain)
             author.call(callee)
             author.get()
-        method = Function(f"{name}.m{index}", params, author.body, [author.size()], seconds=_seconds(random), max_retries=retries)
+        method = Function(
+            f"{name}.m{index}",
+            params,
+            author.body,
+            [author.size()],
+            seconds=_seconds(random),
+            max_retries=retries,
+        )
         if features.raises and random.random() < 0.2:
             method.raises = -1
         functions[method.name] = method
         methods.append(method.name)
-    return ActorClass(name, constructor.name, methods, mode, random.choice([0, 0, 1, 3, -1]), retries, random.randint(2, 4) if mode != "serial" else 1)
+    return ActorClass(
+        name,
+        constructor.name,
+        methods,
+        mode,
+        random.choice([0, 0, 1, 3, -1]),
+        retries,
+        random.randint(2, 4) if mode != "serial" else 1,
+    )
 
 
 def _main(
-    random: Random, features: Features, levels: list[list[Function]], classes: dict[str, ActorClass], functions: dict[str, Function]
+    random: Random,
+    features: Features,
+    levels: list[list[Function]],
+    classes: dict[str, ActorClass],
+    functions: dict[str, Function],
 ) -> list[Operation]:
     author = _Author(random, features)
     everything = [f for made in levels for f in made]
@@ -323,7 +373,9 @@ def _main(
             else:
                 author.create(random.choice(list(classes.values())), functions)
         elif what < 0.95 and features.cancels and author.refs:
-            author.body.append(("cancel", random.choice(author.refs), random.random() < 0.3, random.random() < 0.7))
+            author.body.append(
+                ("cancel", random.choice(author.refs), random.random() < 0.3, random.random() < 0.7)
+            )
         elif what < 0.97 and features.frees and author.refs:
             author.body.append(("free", random.choice(author.refs)))
         elif features.kills and author.handles:

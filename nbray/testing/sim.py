@@ -82,7 +82,7 @@ class Simulation:
             driver = SimDriver(world, node, connection.number, node.next_pid(), self.program, index)
             connection.client = driver
             self.drivers.append(driver)
-            world.after(0.0, driver.start, driver.main())
+            world.after(0.0, driver.begin)
         node.wake(0.0)
         self._schedule(self.plan)
         start = world.now
@@ -103,7 +103,9 @@ class Simulation:
     def _step(self, deadline: float, what: str) -> None:
         world = self.world
         if not world.step() or world.now > deadline or world.steps > MOST_STEPS:
-            raise BrokenInvariantError(f"a hang: {what} after {world.now - 1000:.1f} s and {world.steps} steps\n{self.story()}")
+            raise BrokenInvariantError(
+                f"a hang: {what} after {world.now - 1000:.1f} s and {world.steps} steps\n{self.story()}"
+            )
         if self.node.stopped:
             raise BrokenInvariantError(f"the node has stopped: {self.node.stopped}")
 
@@ -129,14 +131,17 @@ class Simulation:
             world.after(plan.driver_death, self._driver_dies)
 
     def _kill(self) -> None:
-        workers = [c.client for c in self.node.workers.values() if isinstance(c.client, SimWorker) and c.client.alive]
+        workers = [
+            c.client for c in self.node.workers.values() if isinstance(c.client, SimWorker) and c.client.alive
+        ]
         busy = [w for w in workers if w.running] or workers
         if busy:
             self.node.kill(self.world.random.choice(busy if self.world.chance(0.8) else workers))
 
     def _pressure(self) -> None:
         self.world.log("fault: memory pressure")
-        self.node.post("memory", lambda: self.node.machine.pressure(95, 100, self.world.now))
+        self.node.post("memory", lambda: self.node.machine.pressure(99, 100, self.world.now))
+        self.world.after(0.01, self.node.post, "memory", self.node.machine.relief)
 
     def _driver_dies(self) -> None:
         driver = self.drivers[-1]
@@ -164,9 +169,13 @@ class Simulation:
                         raise BrokenInvariantError(f"{where}: no value, {outcome} is expected")
                 elif isinstance(got, str):
                     if got not in allowed and got not in outcome.errors:
-                        raise BrokenInvariantError(f"{where}: {got}, which nothing excuses ({', '.join(sorted(allowed)) or 'no fault'}); expected {outcome}")
+                        raise BrokenInvariantError(
+                            f"{where}: {got}, which nothing excuses ({', '.join(sorted(allowed)) or 'no fault'}); expected {outcome}"
+                        )
                 elif outcome.errors or got != outcome.digest:
-                    raise BrokenInvariantError(f"{where}: the value is {got.hex()}, a serial run gives {outcome}")
+                    raise BrokenInvariantError(
+                        f"{where}: the value is {got.hex()}, a serial run gives {outcome}"
+                    )
 
     def story(self) -> str:
         """Who waits for what, and what happened last."""
@@ -207,27 +216,31 @@ def simulate(seed: int, echo: Callable[[str], None] | None = None) -> Report:
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point; the exit status is 1 when a seed failed."""
-    parser = argparse.ArgumentParser(prog="python -m nbray.testing.sim", description="Simulate one node with drawn programs and faults.")
+    parser = argparse.ArgumentParser(
+        prog="python -m nbray.testing.sim", description="Simulate one node with drawn programs and faults."
+    )
     parser.add_argument("--seeds", type=int, default=100, metavar="N", help="how many seeds")
     parser.add_argument("--first", type=int, default=0, metavar="K", help="the first seed")
     parser.add_argument("--trace", action="store_true", help="print the log, with every message")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
     options = parser.parse_args(arguments)
-    say = sys.stdout.write
+
+    def say(text: str) -> None:
+        sys.stdout.write(text + "\n")
+
     failed = 0
     begun = time.perf_counter()
     for seed in range(options.first, options.first + options.seeds):
-        report = simulate(seed, (lambda line: say(line + "\n") and None) if options.trace else None)
+        report = simulate(seed, say if options.trace else None)
         gc.collect()
-        say(report.line() + "\n")
+        say(report.line())
         if report.problem:
             failed += 1
-            say(f"{report.problem}\nreplay: {report.replay()}\n")
+            say(f"{report.problem}\nreplay: {report.replay()}")
             if not options.keep_going:
                 break
-    say(f"{options.seeds} seeds, {failed} failed, {time.perf_counter() - begun:.1f} s\n")
+    say(f"{options.seeds} seeds, {failed} failed, {time.perf_counter() - begun:.1f} s")
     return 1 if failed else 0
-
 
 
 if __name__ == "__main__":

@@ -84,7 +84,11 @@ class Stream:
         if self._cut:
             return
         world = self.world
-        latency = world.random.uniform(0.00001, 0.00005) if world.chance(0.8) else world.random.uniform(0.0, self._slow)
+        latency = (
+            world.random.uniform(0.00001, 0.00005)
+            if world.chance(0.8)
+            else world.random.uniform(0.0, self._slow)
+        )
         self._last = max(self._last, world.now + latency)
         self.flight.append(messages)
         world.after(self._last - world.now, self._arrive)
