@@ -364,6 +364,7 @@ def start_cluster(
             "details": details,
             "ttl": settings.ttl,
             "memory_limit": memory_limit,
+            "limits_root": settings.cgroup_root,
             "portable": settings.portable,
             "spares": spares,
         }

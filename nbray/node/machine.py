@@ -8,7 +8,7 @@ The shell (``nbray.node.server``) calls `receive` with what a connection said, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,15 @@ ORPHAN_SECONDS = 1800.0
 
 IDLE_SECONDS = 30.0
 """Seconds after which idle workers beyond one per CPU end."""
+
+MEMORY_HIGH = 0.94
+"""Share of the memory limit below which the node tries to get when memory is scarce."""
+
+MEMORY_CRITICAL = 0.98
+"""Share of the memory limit from which on moving objects to disk takes too long."""
+
+RELIEF_SECONDS = 1.0
+"""Seconds that the end of a task is given to show in the memory that is used, unless that grows further."""
 
 STUCK_SECONDS = 0.5
 """Seconds between looks for circles of waits."""
@@ -178,6 +187,8 @@ class NodeMachine:
         self.stopping = ""
         self._stuck_check = now + STUCK_SECONDS
         self._expire_check = now
+        self._relieved = (-RELIEF_SECONDS, 0)
+        """When a task was ended for lack of memory, and how much was used then."""
         self._handlers: dict[type, Callable[[Peer, Any], None]] = {
             Submit: self.tasks.on_submit,
             Done: self.tasks.on_done,
@@ -387,22 +398,41 @@ class NodeMachine:
             if answer.context is not None:
                 answer.context(answer)
 
-    def pressure(self, used: int, limit: int, now: float) -> None:
-        """Memory is nearly used up: end the newest retriable task (never an actor first)."""
+    def pressure(self, used: int, limit: int, now: float, sizes: Mapping[int, int] | None = None) -> None:
+        """Memory is nearly used up: shrink the store, then end the newest retriable task that matters (an actor only when no task runs).
+
+        ``sizes``: bytes by process id. A task that has less than a quarter of what the largest one has would be ended in vain.
+        """
         self.now = now
-        running = [
-            w for w in self.scheduler.slots.values() if w.pending and not w.actor and w.state == pools.BUSY
-        ]
+        self.scheduler.paused = True
+        over = used - int(limit * MEMORY_HIGH)
+        if self.objects.shrink(over) >= over and used < limit * MEMORY_CRITICAL:
+            return
+        since, before = self._relieved
+        if now - since < RELIEF_SECONDS and used <= before:
+            return
+        running = [w for w in self.scheduler.slots.values() if w.pending and not w.actor and w.state == pools.BUSY]
+        if not running:
+            running = [w for w in self.pool.workers.values() if w.actor and w.pending and w.state == pools.ACTOR]
         if not running:
             return
-        newest = max(running, key=lambda w: (w.pending[0].retries != 0, w.pending[0].dispatched))
+        sizes = sizes or {}
+        most = max(sizes.get(w.pid, 0) for w in running)
+        large = [w for w in running if sizes.get(w.pid, 0) * 4 >= most]
+        newest = max(large, key=lambda w: (w.pending[0].retries != 0, w.pending[0].dispatched))
         task = newest.pending[0]
         task.oom = True
+        self._relieved = now, used
+        size = f" and used {sizes[newest.pid] / 2**30:.2f} GB" if newest.pid in sizes else ""
         self.end_worker(
             newest,
             f"was ended because the machine's memory was nearly used up ({used / 2**30:.2f} of {limit / 2**30:.2f} GB): {task.name} was the newest "
-            f"task that may be tried again{{size}}. Use fewer parallel tasks (num_cpus=2 per task), smaller pieces, or more memory",
+            f"task that may be tried again{size}. Use fewer parallel tasks (num_cpus=2 per task), smaller pieces, or more memory",
         )
+
+    def relief(self) -> None:
+        """Memory is not scarce any more."""
+        self.scheduler.paused = False
 
     # -- what the parts call
 

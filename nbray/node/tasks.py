@@ -464,6 +464,7 @@ class Tasks:
         task.attempt += 1
         task.worker = None
         task.held = None
+        task.oom = False
         task.state = READY
         for index in range(max(task.kind.spec.num_returns, 0)):
             self.node.objects.unmake(ids.return_id(task.id, index))
@@ -633,18 +634,16 @@ class Tasks:
             if task.cancelled:
                 self.fail(task, self.cancelled_error(task))
             elif task.retries != 0:
-                self._event(task, _RETRIED, self.node.now, 0, "WorkerCrashedError")
+                self._event(task, _RETRIED, self.node.now, 0, "OutOfMemoryError" if task.oom else "WorkerCrashedError")
                 self.again(task)
                 self._queue(task)
-            elif task.oom:
-                self.fail(task, encode_system_error("OutOfMemoryError", worker.why))
             else:
                 tries = f" in {task.attempt + 1} attempts" if task.attempt else ""
                 text = (
                     f"the worker process (pid {worker.pid}) that ran {task.name} {how}{tries}; max_retries={task.kind.spec.max_retries} "
                     "allows no further attempt"
                 )
-                self.fail(task, encode_system_error("WorkerCrashedError", text))
+                self.fail(task, encode_system_error("OutOfMemoryError" if task.oom else "WorkerCrashedError", text))
 
     # -- cancel
 

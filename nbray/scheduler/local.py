@@ -50,6 +50,8 @@ class LocalScheduler:
         self._adopt = adopt
         self._fetch = fetch
         self._revoke = revoke
+        self.paused = False
+        """Whether nothing more is started while something runs: memory is scarce."""
         self.slots: dict[int, Worker] = {}
         """Workers that hold resources for tasks, by number."""
         self.ahead: dict[int, Worker] = {}
@@ -87,6 +89,9 @@ class LocalScheduler:
 
     def dispatch(self, now: float) -> None:
         """Give ready tasks to workers until resources, workers or tasks run out."""
+        if self.paused and any(not worker.blocked for worker in self.slots.values()):
+            self.pool.settle()
+            return
         queue = self.queue
         skipped: set[ShapeKey] = set()
         while True:

@@ -496,24 +496,34 @@ class ObjectTable:
             for entry in list(self._resident.values()):
                 if self.arena.used - self._spilling + needed <= self.arena.limit:
                     return
-                if (
-                    entry.pins
-                    or entry.state != ARENA
-                    or entry.block is None
-                    or entry.id in self._moving
-                    or (entry.id in self._reserved) != reserved
-                ):
-                    continue
-                if entry.on_disk:
-                    self.arena.free(entry.block)
-                    entry.block = None
-                    entry.state = SPILLED
-                    del self._resident[entry.id]
-                elif not self._disk_full:
-                    entry.state = SPILLING
-                    self._moving[entry.id] = entry.block.size
-                    self._spilling += entry.block.size
-                    self.effects.append(Spill(entry.id, entry.block.offset, entry.size))
+                if (entry.id in self._reserved) == reserved:
+                    self._move_out(entry)
+
+    def _move_out(self, entry: Object) -> None:
+        """Have the object leave memory, if nobody looks at it."""
+        if entry.pins or entry.state != ARENA or entry.block is None or entry.id in self._moving:
+            return
+        if entry.on_disk:
+            self.arena.free(entry.block)
+            entry.block = None
+            entry.state = SPILLED
+            del self._resident[entry.id]
+        elif not self._disk_full:
+            entry.state = SPILLING
+            self._moving[entry.id] = entry.block.size
+            self._spilling += entry.block.size
+            self.effects.append(Spill(entry.id, entry.block.offset, entry.size))
+
+    def shrink(self, size: int) -> int:
+        """The machine's memory is nearly used up: give free memory back to it and move ``size`` bytes of objects to disk; how many bytes that will be."""
+        gained = self.arena.cool(size)
+        self._punch()
+        for entry in list(self._resident.values()):
+            if gained + self._spilling >= size:
+                break
+            if entry.id not in self._reserved:
+                self._move_out(entry)
+        return gained + self._spilling
 
     def spilled(self, object_id: bytes, error: str = "") -> None:
         """The shell wrote the object to disk, or failed with ``error``."""
