@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nbray.messages import Drop, Get, Hold, Located, Ready, StreamAck, StreamEnd, Unpin, Value
+from nbray.messages import Drop, Free, Get, Hold, Located, Ready, StreamAck, StreamEnd, Unpin, Value
 
 if TYPE_CHECKING:
     from nbray.api.refs import ObjectRef
@@ -251,6 +251,19 @@ class ClientMachine:
         ref._counted = True
         return self.count(ref._id, borrowed=True)
 
+    def free(self, objects: list[bytes]) -> None:
+        """Release these values, whoever holds them; refs that this process has read out of them go on being good."""
+        for object_id in objects:
+            entry = self.entries[object_id]
+            if entry.scopes:
+                self.end_scopes(entry.scopes)
+                entry.scopes = None
+            if entry.state != PENDING:
+                entry.state = PENDING
+                entry.data = b""
+                entry.mine = False
+        self.out.append(Free(objects))
+
     # -- asking
 
     def ask(
@@ -262,8 +275,9 @@ class ClientMachine:
         request: int = 0,
         task: bytes = b"",
         count: int = 0,
+        ends: bool = False,
     ) -> None:
-        self.out.append(Get(objects, fetch, blocked, request, task, count))
+        self.out.append(Get(objects, fetch, blocked, request, task, count, ends))
 
     # -- what the node says
 

@@ -37,7 +37,6 @@ from nbray.messages import (
     Create,
     CreateActor,
     Created,
-    Free,
     Function,
     GetActor,
     Hello,
@@ -64,6 +63,8 @@ from nbray.transport.link import Interrupts, Link, greet
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+
+    from nbray.api.context import TaskContext
 
 _DETAIL_LIMIT = 200
 _SCOPES = 8
@@ -109,7 +110,10 @@ class LocalEngine(Engine):
         self.on_lost: Callable[[str], None] | None = None
         self.before_submit: Callable[[], None] | None = None
         self.closed = ""
-        self._ids = IdSource(welcome.execution)
+        self.running: TaskContext | None = None
+        """What a worker's main thread runs: threads that the user's code starts work for it."""
+        # A worker's own are for threads that outlive their task.
+        self._ids = IdSource(welcome.execution or ids.execution_id(os.urandom(16), 0))
         self._specs: list[TaskClass] = []
         self._numbers: dict[bytes, int] = {}
         self._functions: set[bytes] = set()
@@ -303,9 +307,15 @@ class LocalEngine(Engine):
         task = self.ids().call_id(actor)
         return self._submit(task, number, spec, args, kwargs)
 
+    def _task(self) -> TaskContext | None:
+        """The task that waits when this thread does: the thread's own, or the one that a worker of tasks runs beside it; None in a driver."""
+        if not self.worker:
+            return None
+        return context.current_task.get() or self.running
+
     def ids(self) -> IdSource:
         """Where the ids of what this thread of execution makes come from: its task, or the driver."""
-        running = context.current_task.get()
+        running = context.current_task.get() or self.running
         if running is None:
             return self._ids
         source = running.ids
@@ -321,7 +331,7 @@ class LocalEngine(Engine):
             self.before_submit()
         if self.closed or self.link.dead:
             self._check()
-        running = context.current_task.get()
+        running = context.current_task.get() or self.running
         parent = b"" if running is None else running.task
         if not args and not kwargs:
             return Submit(task, number, 0, b"", None, None, parent), None
@@ -516,11 +526,12 @@ class LocalEngine(Engine):
             self._make_room(entries)
         for entry in missing.values():
             entry.came = False
-        running = context.current_task.get()
+        running = self._task()
         request = 0
-        if self.worker and running is not None:
+        if running is not None:
             request = self._requests()
-            machine.ask(list(missing), blocked=True, request=request, task=running.task)
+            ends = timeout is not None or running.thread != threading.get_ident()
+            machine.ask(list(missing), blocked=True, request=request, task=running.task, ends=ends)
         else:
             machine.ask(list(missing))
         waiting = iter(missing.values())
@@ -618,6 +629,13 @@ class LocalEngine(Engine):
             return stream is None or stream.taken in stream.ready or 0 <= stream.length <= stream.taken
         return self._entry(ref).state != PENDING
 
+    def _awaited(self, ref: Any) -> bytes:
+        """The object that makes a ref or a generator ready."""
+        if isinstance(ref, ObjectRefGenerator):
+            return ids.return_id(ref._task, self.machine.streams[ref._task].taken)
+        object_id: bytes = ref._id
+        return object_id
+
     def _wait_more(self, refs: Sequence[Any], num_returns: int, timeout: float | None) -> list[int]:
         entries = [self._entry(ref) if type(ref) is ObjectRef else None for ref in refs]
         asked: list[bytes] = []
@@ -625,31 +643,24 @@ class LocalEngine(Engine):
             if entry is not None and entry.state == PENDING and not entry.asked:
                 entry.asked = True
                 asked.append(ref._id)
-        running = context.current_task.get()
+        running = self._task()
         request = 0
         ready = sum(
             1
             for ref, entry in zip(refs, entries, strict=True)
             if (entry.state if entry is not None else self._has_item(ref))
         )
-        if self.worker and running is not None and ready < num_returns:
+        if running is not None and ready < num_returns:
             request = self._requests()
-            waiting = [
-                ref._id
-                for ref, entry in zip(refs, entries, strict=True)
-                if entry is not None and entry.state == PENDING
-            ]
-            if waiting:
-                self.machine.ask(
-                    waiting,
-                    fetch=False,
-                    blocked=True,
-                    request=request,
-                    task=running.task,
-                    count=min(num_returns - ready, len(waiting)),
-                )
-            else:
-                request = 0
+            self.machine.ask(
+                [self._awaited(ref) for ref in refs if not self._has_item(ref)],
+                fetch=False,
+                blocked=True,
+                request=request,
+                task=running.task,
+                count=num_returns - ready,
+                ends=timeout is not None or running.thread != threading.get_ident(),
+            )
         elif asked:
             self.machine.ask(asked, fetch=False)
         found: list[int] = []
@@ -730,9 +741,9 @@ class LocalEngine(Engine):
         index = stream.taken
         deadline = None if timeout is None else time.monotonic() + timeout
         if index not in stream.ready and not 0 <= stream.length <= index:
-            running = context.current_task.get()
+            running = self._task()
             request = 0
-            if self.worker and running is not None:
+            if running is not None:
                 request = self._requests()
                 machine.ask(
                     [ids.return_id(generator._task, index)],
@@ -740,13 +751,22 @@ class LocalEngine(Engine):
                     blocked=True,
                     request=request,
                     task=running.task,
+                    ends=timeout is not None or running.thread != threading.get_ident(),
                 )
+
+            def satisfied() -> bool:
+                return index in stream.ready or 0 <= stream.length <= index or request in self._replies
+
+            refused = None
             try:
-                if not self._wait(lambda: index in stream.ready or 0 <= stream.length <= index, deadline):
+                if not self._wait(satisfied, deadline):
                     raise GetTimeoutError(f"no further item within {timeout:g} s")
             finally:
                 if request:
+                    refused = self._replies.pop(request, None)
                     machine.out.append(Unblocked(request))
+            if refused is not None:
+                raise system_error(refused.error, refused.data.decode())
         if 0 <= stream.length <= index:
             machine.streams.pop(generator._task, None)
             machine.out.append(StreamAck(generator._task, index, True))
@@ -762,14 +782,8 @@ class LocalEngine(Engine):
     def free(self, refs: Sequence[ObjectRef[Any]]) -> None:
         for ref in refs:
             self._entry(ref)
-        self.machine.out.append(Free([ref._id for ref in refs]))
         with self._lock:
-            for ref in refs:
-                entry = self.entries[ref._id]
-                if entry.state != PENDING:
-                    entry.state = PENDING
-                    entry.data = b""
-                    entry.mine = False
+            self.machine.free([ref._id for ref in refs])
         self.link.flush()
 
     # -- control

@@ -95,7 +95,7 @@ def excused(plan: Plan, features: Features) -> frozenset[str]:
     if features.kills:
         found |= {"ActorDiedError", "ActorUnavailableError"}
     if features.frees:
-        found |= {"ObjectFreedError"}
+        found |= {"ObjectFreedError", "ObjectLostError"}
     if plan.pressures:
         found |= {"OutOfMemoryError", "WorkerCrashedError"}
     if features.large:

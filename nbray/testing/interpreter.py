@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nbray import ids
-from nbray.api.machine import PENDING, VALUE, Entry
+from nbray.api.machine import Entry
 from nbray.api.refs import ObjectRef
 from nbray.messages import (
     ACTOR_CALL,
@@ -15,7 +15,6 @@ from nbray.messages import (
     ActorOptions,
     Cancel,
     CreateActor,
-    Free,
     Function,
     KillActor,
     Register,
@@ -339,10 +338,6 @@ class Interpreter:
         elif operation[0] == "kill":
             client.machine.out.append(KillActor(found.actor, operation[2]))
         else:
-            entry = client.entry(found)
-            client.machine.out.append(Free([found._id]))
-            if entry.state != PENDING and (entry.state == VALUE or not entry.pins):
-                entry.state = PENDING
-                entry.data = b""
-                entry.mine = False
+            client.entry(found)
+            client.machine.free([found._id])
         client.flush()

@@ -197,6 +197,7 @@ class SimWorker(SimClient):
         self.flush()
         self.concurrent -= 1
         self._next_call()
+        self.world.after(0.0, self._read)
 
     # -- one run
 
@@ -263,13 +264,16 @@ class SimWorker(SimClient):
         return encode_system_error(error.name, error.text)
 
     def _work(self, function: programs.Function) -> Verb:
-        """The user's code computes."""
+        """The user's code computes; now and then much longer than usual."""
+        random = self.world.random
+        seconds = function.seconds * random.uniform(0.5, 1.5) + (
+            random.uniform(0.01, 0.03) if random.random() < 0.04 else 0.0
+        )
+        current = self.current
         if function.stubborn:
-            current, self.current = self.current, 0
-            yield Sleep(function.seconds * self.world.random.uniform(0.5, 1.5))
-            self.current = current
-        else:
-            yield Sleep(function.seconds * self.world.random.uniform(0.5, 1.5))
+            self.current = 0
+        yield Sleep(seconds)
+        self.current = current
 
     def _prepare(self, run: Run, function: programs.Function, frame: Frame, scopes: list[Scope]) -> bytes:
         deps = []

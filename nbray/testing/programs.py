@@ -350,7 +350,12 @@ def _main(
     everything = [f for made in levels for f in made]
     for _ in range(random.randint(8, 30)):
         what = random.random()
-        if what < 0.40:
+        if what < 0.05:
+            # Short and long ones mixed: what was dispatched ahead is taken back.
+            quick = [f for f in levels[0] if not f.stream]
+            for _ in range(random.randint(5, 30)):
+                author.call(random.choice(quick))
+        elif what < 0.40:
             function = random.choice(everything)
             for _ in range(random.choice([1, 1, 1, 2, 12])):
                 author.call(function)
