@@ -190,7 +190,8 @@ class Get(_Message, tag=12):
     """Asks for objects. Each is answered by `Value` or `Located` when it is there (`Ready` if not ``fetch``).
 
     ``blocked``: the task ``task`` of the sending worker stops until ``count`` of them (0: all) are answered, or until `Unblocked` with the same
-    ``request``. A failed `Reply` to ``request`` means that the wait can never end (a circle of waits).
+    ``request``. A failed `Reply` to ``request`` means that the wait can never end (a circle of waits). ``ends``: it ends by itself some time
+    (it has a timeout, or is a thread's beside the task's own), so it is in no such circle.
     """
 
     objects: list[bytes]
@@ -199,6 +200,7 @@ class Get(_Message, tag=12):
     request: int = 0
     task: bytes = b""
     count: int = 0
+    ends: bool = False
 
 
 class Unblocked(_Message, tag=13):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextvars import ContextVar
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from nbray.errors import NotInitializedError
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 
 class TaskContext:
-    """What a running task knows of itself."""
+    """What a running task knows of itself. ``thread``: the one that it was started in."""
 
-    __slots__ = ("actor", "attempt", "cancelled", "cell", "gpus", "ids", "name", "restarts", "task")
+    __slots__ = ("actor", "attempt", "cancelled", "cell", "gpus", "ids", "name", "restarts", "task", "thread")
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class TaskContext:
         self.cell = cell
         self.cancelled = False
         self.ids: IdSource | None = None
+        self.thread = get_ident()
 
 
 class Runtime:

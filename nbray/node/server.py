@@ -263,11 +263,11 @@ class NodeServer:
         while machine.dirty or machine.effects:
             first = machine.objects.first
             if first:
-                for effect in first:
-                    if type(effect) is Write:
-                        self.memory.write_view(effect.offset, len(effect.data))[:] = effect.data
+                for change in first:
+                    if isinstance(change, Write):
+                        self.memory.write_view(change.offset, len(change.data))[:] = change.data
                     else:
-                        self.memory.punch(effect.ranges)
+                        self.memory.punch(change.ranges)
                 first.clear()
             dirty = machine.dirty
             if dirty:

@@ -370,7 +370,7 @@ class Link:
         watching = False
         tidied = 0.0
         again = False
-        while not self._closed:
+        while not self._ends():
             now = time.monotonic()
             reading = False
             if self._waiters:
@@ -390,7 +390,7 @@ class Link:
                 else:
                     poll.unregister(self.sock)
             events = poll.poll(None if pause is None else pause * 1000)
-            if self._closed:
+            if self._ends():
                 return
             self.cold = False
             for fd, _ in events:
@@ -412,6 +412,9 @@ class Link:
                     # What finalizers have noted since then has not been looked at.
                     again = True
                 self._flush()
+
+    def _ends(self) -> bool:
+        return self._closed
 
     def _read_aside(self) -> None:
         """Take in what has come, unless somebody does."""
