@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 class Wait:
     """A blocking `Get` of a worker: how many answers are left until it goes on."""
 
-    __slots__ = ("left", "objects", "request", "task")
+    __slots__ = ("ends", "left", "objects", "request", "task")
 
-    def __init__(self, request: int, task: bytes, left: int, objects: list[bytes]) -> None:
+    def __init__(self, request: int, task: bytes, left: int, objects: list[bytes], ends: bool) -> None:
         self.request = request
         self.task = task
         self.left = left
         self.objects = objects
+        self.ends = ends
 
 
 class Values:
@@ -123,7 +124,7 @@ class Values:
             assert worker is not None
             left = (message.count or len(message.objects)) - answered
             self.waits[peer.number, message.request] = Wait(
-                message.request, message.task, left, message.objects
+                message.request, message.task, left, message.objects, message.ends
             )
             self.node.scheduler.blocked(worker, message.task)
             if len(worker.pending) > 1 and not worker.actor:

@@ -108,6 +108,7 @@ class Executor:
             run.task, name, actor=self.actor, attempt=run.attempt, restarts=self.restarts, cell=run.cell, gpus=self._surroundings.gpus
         )
         token = context.current_task.set(task)
+        self.engine.running = task
         scopes: list[Scope] = []
         interrupts = self.interrupts
         started = time.monotonic()
@@ -139,6 +140,7 @@ class Executor:
             error.__traceback__ = None
         finally:
             interrupts.end()
+            self.engine.running = None
             context.current_task.reset(token)
             if surroundings.touched() and not self.actor:
                 surroundings.restore()
