@@ -233,13 +233,13 @@ class Values:
 
         ``announce``: it cannot ask, because it knows of an item only what it is told.
         """
+        if not holder_sets.contains(entry.holders, owner.number):
+            return  # It would not keep it, and not say when it has let go of it.
         if entry.waiters is not None:
             for waiter in entry.waiters:
                 if waiter[0] == owner.number:
                     entry.pushed = True
                     return
-        if not holder_sets.contains(entry.holders, owner.number):
-            return
         room = owner.unsent < PUSH_WINDOW
         if room and entry.state == INLINE:
             entry.pushed = True
