@@ -73,7 +73,12 @@ class RuntimeContext:
     def is_canceled(self) -> bool:
         """Whether the running task was cancelled: methods of serial and threaded actors, which are not interrupted, look here."""
         task = context.current_task.get()
-        return task is not None and task.cancelled
+        if task is None:
+            return False
+        look = getattr(self._runtime.engine, "look", None)
+        if look is not None and not task.cancelled:
+            look()
+        return task.cancelled
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Ids of the GPUs that the running task or actor was given."""

@@ -119,6 +119,8 @@ class LocalEngine(Engine):
         self._functions: set[bytes] = set()
         self._requests = iter(range(1, 1 << 62)).__next__
         self._replies: dict[int, Any] = {}
+        self._abandoned: set[int] = set()
+        """Requests whose answer nobody waits for any more."""
         self._lock = threading.Lock()
         self._tidied = 0.0
         self._origin = ""
@@ -126,6 +128,10 @@ class LocalEngine(Engine):
         _engines.add(self)
 
     # -- what comes in
+
+    def look(self) -> None:
+        """Take in what has come, without waiting: for code that runs long and wants to know."""
+        self.link.poll_now()
 
     def _receive(self, messages: list[Any]) -> None:
         machine = self.machine
@@ -135,7 +141,10 @@ class LocalEngine(Engine):
             message = other.popleft()
             kind = type(message)
             if kind is Reply or kind is Created:
-                self._replies[message.request] = message
+                if message.request in self._abandoned:
+                    self._abandoned.discard(message.request)
+                else:
+                    self._replies[message.request] = message
             elif kind is Output:
                 if self.on_output is not None:
                     self.on_output(message)
@@ -211,8 +220,12 @@ class LocalEngine(Engine):
         try:
             if not self._wait(lambda: number in replies, deadline):
                 raise GetTimeoutError(f"the node did not answer within {timeout:g} s")
-        finally:
-            reply = replies.pop(number, None)
+        except BaseException:
+            self._abandoned.add(number)
+            if replies.pop(number, None) is not None:
+                self._abandoned.discard(number)
+            raise
+        reply = replies.pop(number, None)
         if type(reply) is Reply:
             if reply.error:
                 raise system_error(reply.error, reply.data.decode())
@@ -417,22 +430,25 @@ class LocalEngine(Engine):
             return self._store(packed)
         object_id = self.ids().put_id()
         entry = self.entries[object_id] = Entry()
+        # Made before anything can be interrupted: whatever happens below, it is let go with this ref.
+        ref: ObjectRef[Any] = ObjectRef(object_id, self, True)
         entry.kind = packed.kind
         entry.data = packed.flat()
         entry.refs = packed.refs
         entry.state = VALUE
         self.machine.out.append(Put(object_id, packed.kind, entry.data, packed.refs))
         self.link.later()
-        return ObjectRef(object_id, self, True)
+        return ref
 
     def _store(self, packed: serialization.Serialized) -> ObjectRef[Any]:
         """Write a large value into the arena: a new object that this process holds."""
         object_id = self.ids().put_id()
-        self.write(object_id, packed, held=True)
         entry = self.entries[object_id] = Entry()
+        ref: ObjectRef[Any] = ObjectRef(object_id, self, True)
+        self.write(object_id, packed, held=True)
         entry.size = packed.size
         entry.state = READY
-        return ObjectRef(object_id, self, True)
+        return ref
 
     def write(self, object_id: bytes, packed: serialization.Serialized, *, held: bool) -> None:
         """Create an object in the arena, write it, seal it. Raises StoreFullError."""
@@ -440,7 +456,14 @@ class LocalEngine(Engine):
 
         if self.machine.idle:
             self._make_room()
-        created = self._request(lambda request: Create(request, object_id, packed.size))
+        try:
+            created = self._request(lambda request: Create(request, object_id, packed.size))
+        except NbrayError:
+            raise
+        except BaseException:
+            # Interrupted: the room may be granted all the same.
+            self.machine.out.append(Abort(object_id))
+            raise
         if type(created) is not Created:
             return  # An earlier execution of the task has made it, and it was seen: that one stays.
         try:
@@ -708,24 +731,28 @@ class LocalEngine(Engine):
                 ask()
 
         def ask() -> None:
+            once = iter((True,))
+
+            def fire() -> None:
+                if next(once, False):
+                    resolve()
+
             with self._lock:
-                if entry.state in (VALUE, LOCATED):
-                    here = True
-                else:
-                    here = False
+                if entry.state not in (VALUE, LOCATED):
                     if entry.callbacks is None:
                         entry.callbacks = []
-                    entry.callbacks.append(resolve)
+                    entry.callbacks.append(fire)
                     self.machine.ask([ref._id])
-            if here:
-                resolve()
-            else:
-                self.link.active = 0.0
-                self.link.flush()
-                if not self.link.background:
-                    self.link.read_in_background()
-                if self.closed or self.link.dead:
-                    self._fail_futures()
+            # Also when it has come while the callback was put in place: the thread that read may not have seen it.
+            if entry.state in (VALUE, LOCATED):
+                fire()
+                return
+            self.link.active = 0.0
+            self.link.flush()
+            if not self.link.background and not self.link.reader:
+                self.link.read_in_background()
+            if self.closed or self.link.dead:
+                self._fail_futures()
 
         if self.closed or self.link.dead:
             self._check()
@@ -771,12 +798,14 @@ class LocalEngine(Engine):
             machine.streams.pop(generator._task, None)
             machine.out.append(StreamAck(generator._task, index, True))
             return None
+        # What could be interrupted comes first: an item that is taken must reach the program.
+        self.link.later()
+        object_id = ids.return_id(generator._task, index)
         stream.ready.discard(index)
         stream.taken = index + 1
-        object_id = ids.return_id(generator._task, index)
         self.entries[object_id].count += 1
         machine.out.append(StreamAck(generator._task, index + 1))
-        self.link.later()
+        self.link.arm()
         return ObjectRef(object_id, self, True)
 
     def free(self, refs: Sequence[ObjectRef[Any]]) -> None:

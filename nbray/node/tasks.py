@@ -118,6 +118,7 @@ class Tasks:
                     made.holders = holder_sets.add(made.holders, task.owner)
                     made.producer = task
             if submit.parent and (submit.parent in self.tombstones):
+                task.cancelled = True
                 self.fail(task, self.cancelled_error(task))
                 return
         missing = 0

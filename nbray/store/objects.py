@@ -346,7 +346,10 @@ class ObjectTable:
             entry.kind, entry.refs = kind, refs
 
     def abort(self, object_id: bytes) -> None:
-        """A created object will not be sealed: its memory is free again. It stays pending."""
+        """A created object will not be sealed: its memory is free again. It stays pending. One that waits for memory needs it no longer."""
+        if self._requests or self._later:
+            self._requests = deque(request for request in self._requests if request.object != object_id)
+            self._later = deque(request for request in self._later if request.object != object_id)
         entry = self.objects.get(object_id)
         if entry is not None and entry.state == CREATED and entry.block is not None:
             self.arena.free(entry.block)

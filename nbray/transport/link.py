@@ -65,31 +65,37 @@ class Interrupts:
         """Begin to defer; False in threads that get no signals (then `leave` must not be called)."""
         if threading.get_ident() != self._main:
             return False
-        self.depth += 1
-        if self.depth == 1:
-            before = self._before = _signal.getsignal(_SIGINT)
+        if self.depth == 0:
+            # An interrupt before the second call raises with nothing changed, after it none does.
+            before = _signal.getsignal(_SIGINT)
+            self._pending = False
             if callable(before):
+                self._before = before
                 _signal.signal(_SIGINT, self._handler)
+            else:
+                self._before = None
+        self.depth += 1
         return True
 
     def leave(self) -> None:
         """End deferring: an interrupt that came meanwhile is raised now."""
-        self.depth -= 1
-        if self.depth == 0:
-            before = self._before
-            if callable(before):
-                _signal.signal(_SIGINT, before)
+        if self.depth > 1:
+            self.depth -= 1
+            return
+        self.depth = 0
+        before = self._before
+        if before is not None:
+            _signal.signal(_SIGINT, before)
             if self._pending:
                 self._pending = False
-                if callable(before):
-                    before(signal.SIGINT, None)
+                before(_SIGINT, None)
 
     def raise_pending(self) -> None:
         """At a safe point: raise what has come."""
         if self._pending:
             self._pending = False
-            if callable(self._before):
-                self._before(signal.SIGINT, None)
+            if self._before is not None:
+                self._before(_SIGINT, None)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         if self.waiting:
@@ -160,12 +166,18 @@ class Link:
         self.cold = True
         """Whether the background thread sleeps until something happens, so that it has to be woken."""
         self.background = background_reads
+        self.reader = 0
+        """The thread that alone reads, because it goes on reading whatever the others do (0: whoever waits reads)."""
         self._thread: threading.Thread | None = None
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._closed = False
         self._pid = os.getpid()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+        self._room = select.poll()
+        self._room.register(sock, select.POLLOUT)
+        self._unsent = memoryview(b"")
+        """What is left of the frame that is being sent."""
         sock.settimeout(None)
         # A timeout in the kernel instead of poll before each recv: one system call less per message. Workers wait at leisure.
         pause = _SLICE_SECONDS if background_reads else _IDLE_SECONDS
@@ -176,28 +188,42 @@ class Link:
     # -- sending
 
     def flush(self) -> None:
-        """Send all of ``out``. Raises ConnectionError when the peer is gone."""
+        """Send all of ``out``. The main thread can be interrupted while the node takes nothing in; what is left goes with the next flush."""
         shielded = self.interrupts.enter()
         try:
-            self._flush()
+            self._flush(shielded)
         finally:
             if shielded:
                 self.interrupts.leave()
 
-    def _flush(self) -> None:
+    def _flush(self, shielded: bool = False) -> None:
         if self.dead:
             return
         with self._send_lock:
             self._before_send()
             out = self.out
-            while out:
-                batch = out[:4096]
-                del out[: len(batch)]
+            while self._unsent or out:
+                if not self._unsent:
+                    batch = out[:4096]
+                    del out[: len(batch)]
+                    self._unsent = memoryview(encode_frame(batch))
                 try:
-                    self.sock.sendall(encode_frame(batch))
+                    sent = self.sock.send(self._unsent, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    self._await_room(shielded)
+                    continue
                 except OSError as error:
                     self._die(f"the connection to the node broke: {error}")
                     return
+                self._unsent = self._unsent[sent:]
+
+    def _await_room(self, shielded: bool) -> None:
+        """The node is busy, or holds drivers back until its history is written."""
+        if shielded:
+            self.interrupts.raise_pending()
+            self.interrupts.waiting = True
+        self._room.poll(_SLICE_SECONDS * 1000)
+        self.interrupts.waiting = False
 
     def later(self) -> None:
         """Messages were appended that need not go at once: they go with the next wait, when there are many, or from the background thread."""
@@ -231,7 +257,7 @@ class Link:
         shielded = interrupts.enter()
         self._waiters.append(1)
         try:
-            self._flush()
+            self._flush(shielded)
             while not satisfied():
                 if self.dead:
                     return satisfied()
@@ -240,9 +266,12 @@ class Link:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return self._last_look(satisfied)
-                if self._read_lock.acquire(blocking=False):
+                reads = self.reader in (0, threading.get_ident())
+                if reads and self._read_lock.acquire(blocking=False):
                     try:
-                        self._read(left, shielded)
+                        # Who held the lock may have read what this thread waits for.
+                        if not satisfied():
+                            self._read(left, shielded)
                     finally:
                         self._read_lock.release()
                         if self._followers:
@@ -259,13 +288,7 @@ class Link:
 
     def _last_look(self, satisfied: Callable[[], bool]) -> bool:
         """The time is up: what has arrived already still counts."""
-        if self._read_lock.acquire(blocking=False):
-            try:
-                if self._poll.poll(0):
-                    self._take(False)
-            finally:
-                self._read_lock.release()
-            self.after_read()
+        self.poll_now()
         return satisfied()
 
     def _notify(self) -> None:
@@ -329,13 +352,23 @@ class Link:
                     self._take(False)
             finally:
                 self._read_lock.release()
+                if self._followers:
+                    self._notify()
             self.after_read()
 
-    def take(self) -> None:
-        """Wait for messages for a while and take them in: for a loop that does nothing else."""
-        with self._read_lock:
-            self._take(False)
-        self.after_read()
+    def take(self, unless: Callable[[], bool]) -> None:
+        """Wait for messages for a while and take them in, unless another thread has brought something: for a loop that does nothing else."""
+        if self._read_lock.acquire(blocking=False):
+            try:
+                if not unless():
+                    self._take(False)
+            finally:
+                self._read_lock.release()
+                if self._followers:
+                    self._notify()
+            self.after_read()
+        else:
+            self._follow(unless, None, False)
 
     def _die(self, why: str) -> None:
         if not self.dead:
@@ -379,7 +412,7 @@ class Link:
                 pause = SOON
             else:
                 self.cold = True
-                reading = self.background and not self.dead
+                reading = self.background and not self.reader and not self.dead
                 pause = TIDY if again else None
                 if self.out or now - self.active < AWAY or self._waiters:
                     pause = 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,7 @@ class Executor:
         started = time.monotonic()
         report: Any
         surroundings = self._surroundings
+        interrupts.prepare(run.run)
         try:
             if surroundings.changes and surroundings.enter(run.run):
                 self._functions.clear()
@@ -123,8 +125,8 @@ class Executor:
             if spec.kind != ACTOR_CALL:
                 # After what the modules of function and arguments do when they are imported, which happens once per worker.
                 self._seed(run, spec)
-            interrupts.begin(run.run)
             try:
+                interrupts.begin()
                 value = function(*args, **kwargs)
                 if spec.num_returns == STREAMING:
                     self._stream(run, spec, value)
@@ -340,6 +342,8 @@ class Executor:
             name: ThreadPoolExecutor(limit, f"group-{name}") for name, limit in options.groups.items()
         }
         self._pools[""] = ThreadPoolExecutor(options.max_concurrency, "calls")
+        # Calls that wait must not read what is meant for this loop, which goes on reading.
+        self.engine.link.reader = threading.get_ident()
         while not self.ended:
             run = loop.next_run()
             if run is None:
@@ -426,6 +430,14 @@ class Executor:
                 await asyncio.wait(tasks, timeout=5.0)
             link.flush()
 
+        def taken() -> None:
+            before()
+            if self.engine.inbox:
+                # A method that waits without await has read what is meant for this loop.
+                event_loop.call_soon_threadsafe(readable)
+
+        before, link.after_read = link.after_read, taken
+        link.reader = threading.get_ident()
         event_loop.add_reader(link.sock, readable)
         try:
             event_loop.run_until_complete(serve())

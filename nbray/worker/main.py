@@ -41,6 +41,10 @@ OOM_SCORE = 500
 """The kernel is to choose workers, never the notebook, when memory runs out."""
 
 
+TOKEN_LOOK = 20
+"""Milliseconds between looks at what other threads have read, while a token is awaited."""
+
+
 class WorkerInterrupts(Interrupts):
     """SIGINT reaches the user's code only if it is meant for the run that executes now (protocol section 9)."""
 
@@ -50,6 +54,8 @@ class WorkerInterrupts(Interrupts):
         self.run = 0
         self.active = False
         """Whether the user's code executes."""
+        self._deferred = False
+        self._early: set[int] = set()
         signal.signal(signal.SIGINT, self._signal)
 
     def enter(self) -> bool:
@@ -68,25 +74,41 @@ class WorkerInterrupts(Interrupts):
             self._pending = False
             raise KeyboardInterrupt
 
-    def begin(self, run: int) -> None:
+    def prepare(self, run: int) -> None:
+        """From now on interrupts meant for this run are kept for it."""
         self.run = run
+        self._deferred = run in self._early
+        if self._early:
+            self._early = {other for other in self._early if other > run}
+
+    def begin(self) -> None:
+        """The user's code begins: raises KeyboardInterrupt if the run was cancelled before."""
         self._pending = False
         self.active = True
+        if self._deferred:
+            raise KeyboardInterrupt
 
     def end(self) -> None:
+        """The user's code is over: what comes now comes too late."""
         self.active = False
         self._pending = False
+        self._deferred = False
 
     def _signal(self, _number: int, _frame: FrameType | None) -> None:
-        meant = True
         try:
             data = os.read(self._pipe, 4096)
-            meant = self.run.to_bytes(4, "little") in [data[at : at + 4] for at in range(0, len(data), 4)]
         except BlockingIOError:
-            pass  # Nobody asked the node: the user's code has sent itself a SIGINT.
-        if not meant or not self.active:
+            meant = self.active  # Nobody asked the node: the user's code has sent itself a SIGINT.
+        else:
+            runs = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
+            meant = self.run in runs
+            # Told of by the node, but not begun: the message is still on its way through this process.
+            self._early.update(run for run in runs if run > self.run)
+        if not meant:
             return
-        if self.depth and not self.waiting:
+        if not self.active:
+            self._deferred = True
+        elif self.depth and not self.waiting:
             self._pending = True
         else:
             self.waiting = False
@@ -183,13 +205,14 @@ class WorkerLoop:
         """Send what is left, then wait until something comes."""
         link = self.engine.link
         link.flush()
-        if self.engine.inbox:
-            return
+        inbox = self.engine.inbox
         if poll is self._poll:
-            link.take()
-        else:
-            poll.poll()
-            link.poll_now()
+            link.take(lambda: bool(inbox))
+            return
+        # Threads of the user's may read too, and then nothing comes through the socket.
+        while not inbox and not poll.poll(TOKEN_LOOK):
+            pass
+        link.poll_now()
 
     def run(self) -> None:
         """Until told to leave."""
