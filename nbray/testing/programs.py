@@ -111,7 +111,7 @@ class _Author:
             if kind in (DEP, MENTION):
                 if not self.refs:
                     self.put()
-                chosen.append(self.random.choice(self.refs))
+                chosen.append(self.ref())
             elif kind == HANDLE:
                 if not self.handles:
                     return None
@@ -123,6 +123,10 @@ class _Author:
                     else f"={self.random.randint(0, 999)}"
                 )
         return chosen
+
+    def ref(self) -> str:
+        """One of the refs, rather one of the last."""
+        return self.random.choice(self.refs[-3:] if self.random.random() < 0.5 else self.refs)
 
     def put(self) -> None:
         register = self.name("r")
@@ -171,6 +175,8 @@ class _Author:
             register = self.name("r")
             self.body.append(("open", register, self.random.choice(self.values)))
             self.refs.append(register)
+            if self.random.random() < 0.5:
+                self.get()
 
     def wait(self) -> None:
         if self.refs:
@@ -267,7 +273,7 @@ def _function(
         [author.size() for _ in range(random.choice([1, 1, 1, 1, 2, 3]))],
         seconds=_seconds(random),
     )
-    if author.refs and random.random() < 0.3:
+    if author.refs and random.random() < 0.5:
         function.contains = [random.choice(author.refs)]
     if features.raises and random.random() < 0.25:
         function.raises = random.choice([-1, 1, 2])
