@@ -329,6 +329,7 @@ class Tasks:
         task.kind.learn(message.seconds)
         owner = self.node.peers.get(task.owner)
         size = 0
+        gone: list[Object] = []
         for index, (kind, data, refs) in enumerate(message.values):
             entry = self.node.objects.objects.get(ids.return_id(task.id, index))
             if entry is None:
@@ -342,11 +343,16 @@ class Tasks:
                 if owner is not None:
                     self.node.values.push(owner, entry)
                 self.node.values.sealed(entry)
+            else:
+                gone.append(entry)
         stream = self.streams.get(task.id)
         if stream is not None:
             self._end_stream(task, stream)
         self._ended(task, FINISHED, message.started + message.seconds, size, "")
         self._after(peer, task)
+        for entry in gone:
+            # It was there when this attempt began to write it, so it did not.
+            self.lost(entry, "its spilled copy was lost while its task ran again")
 
     def on_failed(self, peer: Peer, message: m.Failed) -> None:
         task = self._take(peer, message.run)
