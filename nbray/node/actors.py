@@ -238,12 +238,16 @@ class Actors:
         now, node = self.node.now, self.node
         while backlog and len(pending) < ahead:
             task = backlog[0]
-            if (task.submit.deps or task.submit.args_object) and not node.values.fetch(task):
+            if task.submit.deps or task.submit.args_object:
+                there = node.values.fetch(task)
+                if not backlog or backlog[0] is not task:
+                    continue  # Others could go because of that and went first, or the actor has ended.
                 if task.terminal:
                     backlog.popleft()
-                else:
+                    continue
+                if not there:
                     self._hold_back(actor, task.id[: ids.EXECUTION_BYTES])
-                continue
+                    continue
             if pending and len(pending) >= FEW and node.values.large_inputs(task):
                 # Those dispatched have theirs in memory until they have run.
                 break
