@@ -426,7 +426,9 @@ def python_command(module: str, *arguments: str) -> list[str]:
     if msgspec_home and msgspec_home != here:
         extra.append(msgspec_home)
     code = (
-        f"import sys; sys.path.extend(p for p in {extra!r} if p not in sys.path); "
+        # Another nbray may be installed where this interpreter looks first: the daemons must be of the caller's.
+        f"import sys; sys.path.insert(0, {here!r}); import nbray; del sys.path[0]; "
+        f"sys.path.extend(p for p in {extra!r} if p not in sys.path); "
         f"import runpy; sys.argv[0] = {module!r}; runpy.run_module({module!r}, run_name='__main__', alter_sys=False)"
     )
     return [sys.executable, "-P", "-c", code, *arguments]
