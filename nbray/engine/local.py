@@ -716,47 +716,9 @@ class LocalEngine(Engine):
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         entry = self._entry(ref)
-
-        def resolve() -> None:
-            try:
-                if (self.closed or self.link.dead) and entry.state not in (VALUE, LOCATED):
-                    self._check()
-                found, value = self.read(ref._id, entry, False)
-            except BaseException as error:  # noqa: BLE001  (whatever it is belongs to whoever waits)
-                future.set_exception(error)
-                return
-            if found:
-                future.set_result(value)
-            else:
-                ask()
-
-        def ask() -> None:
-            once = iter((True,))
-
-            def fire() -> None:
-                if next(once, False):
-                    resolve()
-
-            with self._lock:
-                if entry.state not in (VALUE, LOCATED):
-                    if entry.callbacks is None:
-                        entry.callbacks = []
-                    entry.callbacks.append(fire)
-                    self.machine.ask([ref._id])
-            # Also when it has come while the callback was put in place: the thread that read may not have seen it.
-            if entry.state in (VALUE, LOCATED):
-                fire()
-                return
-            self.link.active = 0.0
-            self.link.flush()
-            if not self.link.background and not self.link.reader:
-                self.link.read_in_background()
-            if self.closed or self.link.dead:
-                self._fail_futures()
-
         if self.closed or self.link.dead:
             self._check()
-        ask()
+        _Awaited(self, ref, entry, future).ask()
         return future
 
     def next_item(self, generator: ObjectRefGenerator[Any], timeout: float | None) -> ObjectRef[Any] | None:
@@ -877,6 +839,66 @@ class LocalEngine(Engine):
         """In a forked child: this connection is the parent's; nothing of it may be used."""
         self.closed = "this process was forked from one that is connected to nbray"
         self.link.dead = self.closed
+
+
+class _Awaited:
+    """A value that a future waits for; keeps the ref until then."""
+
+    __slots__ = ("engine", "entry", "future", "once", "ref", "running")
+
+    def __init__(self, engine: LocalEngine, ref: ObjectRef[Any], entry: Entry, future: Future[Any]) -> None:
+        self.engine = engine
+        self.ref = ref
+        self.entry = entry
+        self.future = future
+        self.running = engine.running
+        self.once = iter(())
+
+    def ask(self) -> None:
+        """Have the value brought; resolves the future at once when it is here."""
+        engine, entry, machine = self.engine, self.entry, self.engine.machine
+        self.once = iter((True,))
+        with engine._lock:
+            if entry.state not in (VALUE, LOCATED):
+                if entry.callbacks is None:
+                    entry.callbacks = []
+                entry.callbacks.append(self.came)
+                if self.running is None:
+                    machine.ask([self.ref._id])
+                else:
+                    # Who awaits in a task needs no CPU until then, and the value may need it.
+                    number = engine._requests()
+                    machine.ask(
+                        [self.ref._id], blocked=True, request=number, task=self.running.task, ends=True
+                    )
+        # Also when it has come while the callback was put in place: the thread that read may not have seen it.
+        if entry.state in (VALUE, LOCATED):
+            self.came()
+            return
+        link = engine.link
+        link.active = 0.0
+        link.flush()
+        if not link.background and not link.reader:
+            link.read_in_background()
+        if engine.closed or link.dead:
+            engine._fail_futures()
+
+    def came(self) -> None:
+        """The value has come, or never will; whoever notices first says so."""
+        if not next(self.once, False):
+            return
+        engine, entry = self.engine, self.entry
+        try:
+            if (engine.closed or engine.link.dead) and entry.state not in (VALUE, LOCATED):
+                engine._check()
+            found, value = engine.read(self.ref._id, entry, False)
+        except BaseException as error:  # noqa: BLE001  (whatever it is belongs to whoever waits)
+            self.future.set_exception(error)
+            return
+        if found:
+            self.future.set_result(value)
+        else:
+            self.ask()
 
 
 def _after_fork() -> None:

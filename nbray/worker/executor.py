@@ -397,8 +397,13 @@ class Executor:
         tasks: set[asyncio.Task[Any]] = set()
         link = self.engine.link
 
+        reading = False
+
         def readable() -> None:
+            nonlocal reading
+            reading = True
             link.poll_now()
+            reading = False
             loop.take_in()
             while loop.queue:
                 run = loop.queue.popleft()
@@ -432,7 +437,7 @@ class Executor:
 
         def taken() -> None:
             before()
-            if self.engine.inbox:
+            if self.engine.inbox and not reading:
                 # A method that waits without await has read what is meant for this loop.
                 event_loop.call_soon_threadsafe(readable)
 
