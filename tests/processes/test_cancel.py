@@ -113,14 +113,18 @@ def test_task_that_waits_for_others(cluster: Any, tmp_path: Path) -> None:
     for recursive in (True, False):
         inner = tmp_path / f"inner{recursive}"
         ref = waits.remote(inner)
-        until(lambda inner=inner: inner.exists() and inner.read_text())
+        until(lambda: inner.exists() and inner.read_text())  # noqa: B023
         cluster.cancel(ref, recursive=recursive)
         cancelled(cluster, ref, 10)
         states = cluster.state.tasks()
         if recursive:
             until(lambda: "RUNNING" not in cluster.state.tasks()["state"].to_pylist())
         else:
-            running = [n for n, s in zip(states["name"].to_pylist(), states["state"].to_pylist(), strict=True) if s == "RUNNING"]
+            running = [
+                n
+                for n, s in zip(states["name"].to_pylist(), states["state"].to_pylist(), strict=True)
+                if s == "RUNNING"
+            ]
             assert len(running) == 1
             assert "sleeps" in running[0]
 
@@ -357,7 +361,7 @@ def test_async_method_is_cancelled(cluster: Any, tmp_path: Path) -> None:
             self.seen = 0
 
         async def sleeps(self, path: Path) -> None:
-            path.touch()
+            path.touch()  # noqa: ASYNC240
             try:
                 await asyncio.sleep(1000)
             except asyncio.CancelledError:

@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 
 from nbray.exceptions import NodeDiedError, WorkerCrashedError
-from tests.processes.tools import alive, children, daemon, daemons, descendants, node_of, until, wait_ended, workers
+from tests.processes.tools import (
+    alive,
+    children,
+    daemon,
+    daemons,
+    descendants,
+    node_of,
+    resident,
+    until,
+    wait_ended,
+    workers,
+)
 
 # -- the head
 
@@ -33,9 +44,13 @@ def test_killed_head_is_replaced_and_nothing_is_lost(cluster: Any) -> None:
         os.kill(head, signal.SIGKILL)
         assert cluster.get(refs, timeout=30) == [number * number for number in range(100)]
         done += 100
-        until(lambda head=head: daemons(node).get("nbray head", head) != head, "another head runs")
+        until(lambda: daemons(node).get("nbray head", head) != head, "another head runs")  # noqa: B023
         tasks = cluster.state.tasks()
-        finished = [state for name, state in zip(tasks["name"].to_pylist(), tasks["state"].to_pylist(), strict=True) if name.endswith("square")]
+        finished = [
+            state
+            for name, state in zip(tasks["name"].to_pylist(), tasks["state"].to_pylist(), strict=True)
+            if name.endswith("square")
+        ]
         assert finished.count("FINISHED") == done
 
 
@@ -121,6 +136,53 @@ def test_shutdown_while_the_head_is_gone(runtime_dir: Path) -> None:
     for pid in (node, *below, *descendants(node)):
         wait_ended(pid, 5)
     assert list(runtime_dir.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_history_that_cannot_be_written_slows_submissions_down(cluster: Any) -> None:
+    """The node keeps at most 64 MB that the head has not acknowledged (protocol section 8)."""
+    from nbray import clusters
+    from nbray.api.session import connect
+
+    # Ten kilobytes of history each.
+    @cluster.remote(name="n" * 10_000)
+    def work() -> None:
+        return None
+
+    node = node_of(cluster)
+    head = daemon(node, "head")
+    done = 0
+
+    def submit() -> None:
+        nonlocal done
+        while done < 12_000:
+            cluster.get([work.remote() for _ in range(200)])
+            done += 200
+
+    cluster.get(work.remote(), timeout=30)
+    memory = resident(node)
+    os.kill(head, signal.SIGSTOP)
+    thread = threading.Thread(target=submit, daemon=True)
+    try:
+        thread.start()
+
+        def held_up() -> bool:
+            before = done
+            time.sleep(1.0)
+            return done == before and done > 3000
+
+        until(held_up, seconds=60)
+        assert done < 10_000
+        assert resident(node) - memory < 200 << 20
+        # Others are served: what they ask makes no history.
+        (record,) = clusters.list_clusters()
+        observer = connect(record)
+        assert observer.query("memory")["objects"] >= 0
+        observer.shutdown(stop=False)
+    finally:
+        os.kill(head, signal.SIGCONT)
+    thread.join(60)
+    assert done == 12_000
 
 
 # -- the zygote
@@ -304,7 +366,12 @@ def test_death_of_the_node_is_an_error_everywhere(runtime_dir: Path, occupation:
         assert isinstance(caught[0], NodeDiedError), repr(caught[0])
         assert str(node) in str(caught[0])
         # Whatever is tried next says so too.
-        for verb in (lambda: nbray.get(wait), lambda: nbray.put(1), lambda: blocked.remote(), lambda: nbray.state.nodes()):
+        for verb in (
+            lambda: nbray.get(wait),
+            lambda: nbray.put(1),
+            lambda: blocked.remote(),
+            lambda: nbray.state.nodes(),
+        ):
             with pytest.raises(NodeDiedError):
                 verb()
         for pid in below:

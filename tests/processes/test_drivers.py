@@ -102,7 +102,7 @@ def test_time_to_live_of_an_idle_cluster(runtime_dir: Path, tmp_path: Path) -> N
         driver.process.wait()
         killed = time.monotonic()
         gone(node, runtime_dir, 20)
-        assert 2.5 <= time.monotonic() - killed
+        assert time.monotonic() - killed >= 2.5
 
 
 ENDS = {
@@ -273,7 +273,10 @@ hear()
     )
     with script(tmp_path / "keeper.py", "nbray.init(num_cpus=2)\nprint('ready')\nhear()") as keeper:
         keeper.line("ready")
-        with script(tmp_path / "many.py", code, "auto", "200") as many, script(tmp_path / "few.py", code, "auto", "20") as few:
+        with (
+            script(tmp_path / "many.py", code, "auto", "200") as many,
+            script(tmp_path / "few.py", code, "auto", "20") as few,
+        ):
             many.line("ready")
             few.line("ready")
             many.say("go")
@@ -348,7 +351,14 @@ except KeyboardInterrupt:
 def _notebook(path: Path, *cells: str) -> None:
     content = {
         "cells": [
-            {"cell_type": "code", "execution_count": None, "id": f"c{number}", "metadata": {}, "outputs": [], "source": cell}
+            {
+                "cell_type": "code",
+                "execution_count": None,
+                "id": f"c{number}",
+                "metadata": {},
+                "outputs": [],
+                "source": cell,
+            }
             for number, cell in enumerate(cells)
         ],
         "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
@@ -369,9 +379,25 @@ def test_nbconvert_leaves_nothing(runtime_dir: Path, tmp_path: Path) -> None:
         "assert x == 42",
         "import os\nfrom nbray.api import context\nopen('pid', 'w').write(context.require().engine.details()['node_pid'])",
     )
-    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", str(book), "--output", "done"]
+    command = [
+        sys.executable,
+        "-m",
+        "nbconvert",
+        "--to",
+        "notebook",
+        "--execute",
+        str(book),
+        "--output",
+        "done",
+    ]
     done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=100
+        command,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     node = int((tmp_path / "pid").read_text())
@@ -398,7 +424,13 @@ def test_fails():
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_it.py")]
     done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=100
+        command,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
     assert list(runtime_dir.iterdir()) == []
@@ -418,7 +450,7 @@ def work(path):
 ref = work.remote(sys.argv[1])
 """
     )
-    with script(tmp_path / "driver.py", code, str(tmp_path / "mark"), NBRAY_TTL="3") as driver:
+    with script(tmp_path / "driver.py", code, str(tmp_path / "mark"), NBRAY_TTL="1") as driver:
         node = started(driver)
         driver.end()
         assert driver.process.returncode == 0, driver.output

@@ -65,7 +65,9 @@ OCCUPATIONS = {
 
 
 @pytest.mark.parametrize("occupation", OCCUPATIONS.values(), ids=OCCUPATIONS.keys())
-def test_interrupt_is_raised_soon_and_does_no_harm(runtime_dir: Path, tmp_path: Path, occupation: str) -> None:
+def test_interrupt_is_raised_soon_and_does_no_harm(
+    runtime_dir: Path, tmp_path: Path, occupation: str
+) -> None:
     code = (
         BEGIN
         + """

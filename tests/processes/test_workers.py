@@ -34,7 +34,7 @@ def test_killed_task_is_retried_up_to_its_limit(cluster: Any, tmp_path: Path) ->
 
     ref = stubborn.remote(3)
     for number in (1, 2):
-        until(lambda number=number: len(attempts(notes)) == number)
+        until(lambda: len(attempts(notes)) >= number)  # noqa: B023
         os.kill(attempts(notes)[-1], signal.SIGKILL)
     assert cluster.get(ref, timeout=30) == 3
     assert len(set(attempts(notes))) == 3

@@ -7,7 +7,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,21 +140,29 @@ def sockets_listening_on_tcp(pids: list[int]) -> list[str]:
 class Script:
     """A Python program in a process of its own, talked to by lines."""
 
-    def __init__(self, path: Path, code: str, *arguments: str, cwd: Path | None = None, **environment: str | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        code: str,
+        *arguments: str,
+        cwd: Path | None = None,
+        variables: Mapping[str, str | None] | None = None,
+        **more: str,
+    ) -> None:
         path.write_text(PRELUDE + code)
-        variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
-        for name, value in environment.items():
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1", **more}
+        for name, value in (variables or {}).items():
             if value is None:
-                variables.pop(name, None)
+                environment.pop(name, None)
             else:
-                variables[name] = value
+                environment[name] = value
         self.process = subprocess.Popen(
             [sys.executable, str(path), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=cwd or path.parent,
-            env=variables,
+            env=environment,
         )
         self.output = b""
         self._rest = b""
@@ -175,7 +183,9 @@ class Script:
                     return text[len(prefix) :].strip()
                 continue
             if not self._read(deadline):
-                raise AssertionError(f"no line {prefix!r} within {seconds:g} s; the output:\n{self.output.decode(errors='replace')}")
+                raise AssertionError(
+                    f"no line {prefix!r} within {seconds:g} s; the output:\n{self.output.decode(errors='replace')}"
+                )
 
     def _read(self, deadline: float) -> bool:
         assert self.process.stdout is not None
@@ -235,9 +245,16 @@ def until(condition, seconds=30):
 
 
 @contextmanager
-def script(path: Path, code: str, *arguments: str, cwd: Path | None = None, **environment: str | None) -> Iterator[Script]:
-    """A `Script` that is ended with the block."""
-    running = Script(path, code, *arguments, cwd=cwd, **environment)
+def script(
+    path: Path,
+    code: str,
+    *arguments: str,
+    cwd: Path | None = None,
+    variables: Mapping[str, str | None] | None = None,
+    **more: str,
+) -> Iterator[Script]:
+    """A `Script` that is ended with the block. ``variables`` of its environment: None is one that it does not have; ``more`` of them."""
+    running = Script(path, code, *arguments, cwd=cwd, variables=variables, **more)
     try:
         yield running
     finally:
