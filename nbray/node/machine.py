@@ -184,6 +184,8 @@ class NodeMachine:
         self.drivers = 0
         self.orphans: list[tuple[float, Peer]] = []
         self.unused_since = now
+        self._unmapped: dict[int, None] = {}
+        """Connections of workers whose memory is gone and whose end is not reported yet."""
         self.stopping = ""
         self._stuck_check = now + STUCK_SECONDS
         self._expire_check = now
@@ -336,6 +338,9 @@ class NodeMachine:
         if peer is not None:
             self._abort_unsealed(peer)
             self.values.forget(peer)
+            if peer.number in self._unmapped:
+                del self._unmapped[peer.number]
+                self.objects.drop_pins(peer.number)
 
     def _abort_unsealed(self, peer: Peer) -> None:
         number = peer.number
@@ -362,6 +367,9 @@ class NodeMachine:
         """The last process with this worker's mapping has ended: its pins go."""
         self.now = now
         self.objects.drop_pins(number)
+        if number in self.peers:
+            # Its end is not reported yet: what it said last, or is still sent to it, may pin again.
+            self._unmapped[number] = None
 
     def tokens_returned(self, number: int, tokens: list[int], now: float) -> None:
         """The unread tokens of a worker, read back: those runs will not start there."""
