@@ -196,10 +196,6 @@ def _unbound_by(nodes: Iterable[ast.AST]) -> set[str]:
     return found
 
 
-def _type_parameters(node: ast.AST) -> set[str]:
-    return {parameter.name for parameter in getattr(node, "type_params", ())}
-
-
 _Bound = set[str] | None
 """Names surely bound at a point of the cell; None where the point cannot be reached."""
 
@@ -513,9 +509,7 @@ class _Walk:
             self._node(decorator)
         self._arguments(node.args)
         scopes = list(self._scopes)
-        parameters = _type_parameters(node)
-        if parameters:
-            self._scopes.append(_Scope("function", parameters))
+        self._enter_type_parameters(node)
         self._annotations(node)
         inner = list(self._scopes)
         self._scopes = scopes
@@ -531,6 +525,14 @@ class _Walk:
         for default in (*arguments.defaults, *arguments.kw_defaults):
             if default is not None:
                 self._node(default)
+
+    def _enter_type_parameters(self, node: Any) -> None:
+        """Their scope, if there are any, and what their bounds and defaults read; the caller leaves the scope."""
+        parameters = getattr(node, "type_params", ())
+        if parameters:
+            self._scopes.append(_Scope("function", {parameter.name for parameter in parameters}))
+        for parameter in parameters:
+            self._children(parameter)
 
     def _annotations(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         for argument in _all_arguments(node.args):
@@ -555,9 +557,7 @@ class _Walk:
         for decorator in node.decorator_list:
             self._node(decorator)
         scopes = list(self._scopes)
-        parameters = _type_parameters(node)
-        if parameters:
-            self._scopes.append(_Scope("function", parameters))
+        self._enter_type_parameters(node)
         for base in (*node.bases, *(keyword.value for keyword in node.keywords)):
             self._node(base)
         local = _Locals()
@@ -572,9 +572,10 @@ class _Walk:
 
     def _on_TypeAlias(self, node: Any) -> None:
         self._bind(node.name.id)
-        self._scopes.append(_Scope("function", _type_parameters(node)))
+        scopes = list(self._scopes)
+        self._enter_type_parameters(node)
         self._node(node.value)
-        self._scopes.pop()
+        self._scopes = scopes
 
     def _on_Import(self, node: ast.Import) -> None:
         for alias in node.names:

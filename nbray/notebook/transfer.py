@@ -198,7 +198,8 @@ class _Attempt:
         return None
 
     def packed(self) -> Packed:
-        self._parcel.head = pickle.PickleBuffer(self._file.getbuffer())
+        # Its bytes, not a view: a file that is collected while a view of it lives raises.
+        self._parcel.head = pickle.PickleBuffer(self._file.getvalue())
         self._parcel.size = self._file.tell() + self._pickler.out_of_band
         return Packed(self._parcel, self._left, self._sizes, self.needed_by, self._carrying)
 
