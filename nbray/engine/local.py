@@ -7,12 +7,13 @@ memory and turns the engine's verbs into messages and waits.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +123,10 @@ class LocalEngine(Engine):
         self._abandoned: set[int] = set()
         """Requests whose answer nobody waits for any more."""
         self._lock = threading.Lock()
+        self._fork_holds = False
+        self._forking: tuple[int, int, list[bytes]] | None = None
+        self._forks: list[tuple[int, list[bytes]]] = []
+        """Forked children that may look at objects: a pipe that ends with them, and the objects."""
         self._tidied = 0.0
         self._origin = ""
         self._receive(early)
@@ -170,6 +175,8 @@ class LocalEngine(Engine):
     def _tidy(self) -> bool:
         """In the background: give back what nobody uses. True while there is something to look at again."""
         machine = self.machine
+        if self._forks:
+            self._look_at_forks()
         if machine.dropped or machine.unviewed or machine.idle:
             now = time.monotonic()
             with self._lock:
@@ -177,7 +184,7 @@ class LocalEngine(Engine):
                 if now - self._tidied >= IDLE_PIN:
                     self._tidied = now
                     machine.give_back_pins()
-        return bool(machine.idle)
+        return bool(machine.idle or self._forks)
 
     def _lost(self) -> None:
         if self.on_lost is not None:
@@ -832,8 +839,54 @@ class LocalEngine(Engine):
         self.closed = self.closed or "nbray was shut down"
         self._fail_futures()
         self.link.close()
+        for read, _ in self._forks:
+            os.close(read)
+        self._forks.clear()
         self.memory.close()
         return ends
+
+    # -- forked children
+
+    def before_fork(self) -> None:
+        """A child will share what this process looks at, as long as it lives; the end of a pipe that only it holds tells when that is over."""
+        self._lock.acquire()
+        self._fork_holds = True
+        self._forking = None
+        viewed = [object_id for object_id, entry in list(self.entries.items()) if entry.views]
+        if viewed and not self.closed:
+            try:
+                self._forking = (*os.pipe2(os.O_CLOEXEC), viewed)
+            except OSError:
+                return
+
+    def after_fork(self, *, child: bool) -> None:
+        """In the parent the child's views are counted; the child keeps its end of the pipe open, and so do its own children."""
+        forking, self._forking = self._forking, None
+        if forking is not None:
+            read, write, viewed = forking
+            if child:
+                os.close(read)
+            else:
+                os.close(write)
+                for object_id in viewed:
+                    self.entries[object_id].views += 1
+                self._forks.append((read, viewed))
+        if self._fork_holds:
+            self._fork_holds = False
+            self._lock.release()
+        if forking is not None and not child:
+            self.link.arm()
+
+    def _look_at_forks(self) -> None:
+        """Give back the views of children that have ended."""
+        poll = select.poll()
+        for read, _ in self._forks:
+            poll.register(read, select.POLLIN)
+        ended = {fd for fd, _ in poll.poll(0)}
+        for read, viewed in [fork for fork in self._forks if fork[0] in ended]:
+            self._forks.remove((read, viewed))
+            os.close(read)
+            self.machine.unviewed.extend(viewed)
 
     def abandon(self) -> None:
         """In a forked child: this connection is the parent's; nothing of it may be used."""
@@ -852,7 +905,7 @@ class _Awaited:
         self.entry = entry
         self.future = future
         self.running = engine.running
-        self.once = iter(())
+        self.once: Iterator[bool] = iter(())
 
     def ask(self) -> None:
         """Have the value brought; resolves the future at once when it is here."""
@@ -901,9 +954,22 @@ class _Awaited:
             self.ask()
 
 
-def _after_fork() -> None:
+def _before_fork() -> None:
     for engine in list(_engines):
+        engine.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    for engine in list(_engines):
+        engine.after_fork(child=False)
+
+
+def _after_fork_in_child() -> None:
+    for engine in list(_engines):
+        engine.after_fork(child=True)
         engine.abandon()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)

@@ -187,17 +187,20 @@ class WorkerLoop:
         link = self.engine.link
         machine = self.machine
         while True:
+            if link.dead:
+                # Also in a child that the user's code has forked and that came back here: what was dispatched is its parent's.
+                return None
             if self.engine.inbox:
                 self.take_in()
             run = machine.next_run()
             if run is not None:
                 return run
-            if machine.wants_token and not link.dead:
+            if machine.wants_token:
                 machine.token = self._token()
                 if machine.token < 0:
                     self._receive(self._poll_both)
                 continue
-            if machine.done or link.dead:
+            if machine.done:
                 return None
             self._receive(self._poll)
 
