@@ -68,8 +68,8 @@ def test_prefetched_tasks(cluster: Any, tmp_path: Path) -> None:
 def test_running_task_gets_an_interrupt_in_its_own_code(cluster: Any, tmp_path: Path) -> None:
     @cluster.remote
     def sleeps(path: Path) -> None:
-        path.touch()
         try:
+            path.touch()
             time.sleep(1000)
         except KeyboardInterrupt:
             (path.parent / "interrupted").write_text(str(os.getpid()))
@@ -136,8 +136,8 @@ def test_children_submitted_after_the_cancel_are_refused(cluster: Any, tmp_path:
 
     @cluster.remote
     def parent(path: Path) -> None:
-        path.touch()
         try:
+            path.touch()
             time.sleep(1000)
         except KeyboardInterrupt:
             child.remote(path.parent / "child")
@@ -173,8 +173,8 @@ def test_loop_in_c_is_ended_with_its_worker(cluster: Any, tmp_path: Path) -> Non
 def test_task_that_catches_the_interrupt(cluster: Any, tmp_path: Path) -> None:
     @cluster.remote
     def stubborn(path: Path) -> str:
-        path.touch()
         try:
+            path.touch()
             time.sleep(1000)
         except KeyboardInterrupt:
             pass

@@ -64,10 +64,8 @@ OCCUPATIONS = {
 }
 
 
-@pytest.mark.parametrize("occupation", OCCUPATIONS.values(), ids=OCCUPATIONS.keys())
-def test_interrupt_is_raised_soon_and_does_no_harm(
-    runtime_dir: Path, tmp_path: Path, occupation: str
-) -> None:
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_interrupt_is_raised_soon_and_does_no_harm(runtime_dir: Path, tmp_path: Path, part: int) -> None:
     code = (
         BEGIN
         + """
@@ -79,31 +77,35 @@ class Slow:
         pass
 
 large = np.ones(8_000_000)
-for delay in (0.05, 0.3, 0.31):
-    thread = interrupt_after(delay)
-    try:
-        """
-        + occupation
-        + """
-    except KeyboardInterrupt:
-        late = time.monotonic() - sent
-        thread.join()
-        print("late", late)
-    else:
-        raise AssertionError("not interrupted")
-    check()
+for name, occupation in OCCUPATIONS.items():
+    compiled = compile(occupation, name, "exec")
+    late = []
+    for delay in (0.05, 0.2, 0.31):
+        thread = interrupt_after(delay)
+        try:
+            exec(compiled)
+        except KeyboardInterrupt:
+            late.append(time.monotonic() - sent)
+            thread.join()
+        else:
+            raise AssertionError("not interrupted")
+        check()
+    print("late", *late, name)
 print("fine")
 """
-    )
+    ).replace("OCCUPATIONS", repr(dict(list(OCCUPATIONS.items())[part::3])))
     with script(tmp_path / "driver.py", code) as driver:
-        text = driver.end(60)
+        text = driver.end(90)
     assert driver.process.returncode == 0, text
     assert text.strip().endswith("fine"), text
-    latencies = sorted(float(line.split()[1]) for line in text.splitlines() if line.startswith("late"))
-    assert len(latencies) == 3
-    # 0.3 s is the promise; a machine that does something else may need longer once.
-    assert latencies[1] < 0.3, latencies
-    assert latencies[2] < 2.0, latencies
+    lines = [line for line in text.splitlines() if line.startswith("late")]
+    assert len(lines) == len(list(OCCUPATIONS)[part::3])
+    for line in lines:
+        _, *numbers = line.split(maxsplit=4)
+        latencies = sorted(map(float, numbers[:3]))
+        # 0.3 s is the promise; a machine that does something else may need longer once.
+        assert latencies[1] < 0.3, line
+        assert latencies[2] < 2.0, line
 
 
 def test_interrupt_leaves_the_cluster_as_it_is(runtime_dir: Path, tmp_path: Path) -> None:
