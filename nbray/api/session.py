@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import difflib
+import inspect
 import os
 import socket
 import sys
@@ -68,6 +70,7 @@ def init(
     session: str | None = None,
     keep: bool = False,
     log_to_driver: bool = True,
+    **unknown: Any,
 ) -> ClusterInfo:
     """Connect this process to a cluster on this machine, starting one when there is none.
 
@@ -77,8 +80,15 @@ def init(
     cluster's name. ``session``: who we are to the cluster (a notebook; default: a session of this process's own). ``keep``: the cluster stays when this
     process ends cleanly. ``log_to_driver``: show what tasks print.
 
-    Raises RuntimeError when connected already, ValueError for arguments that do not fit, ConnectionError when there is no cluster to join.
+    Raises RuntimeError when connected already, ValueError or TypeError for arguments that do not fit (naming the nearest valid one), ConnectionError
+    when there is no cluster to join.
     """
+    _check_arguments(
+        unknown,
+        resources,
+        seed,
+        {"name": name, "address": address, "namespace": namespace, "session": session},
+    )
     runtime = context.current()
     if runtime is not None and runtime.pid == os.getpid() and not runtime.worker:
         if not ignore_reinit_error:
@@ -138,6 +148,24 @@ def init(
         _registered = True
         atexit.register(_at_exit)
     return ClusterInfo(engine.details(), started)
+
+
+def _check_arguments(unknown: dict[str, Any], resources: Any, seed: Any, texts: dict[str, Any]) -> None:
+    if unknown:
+        given = next(iter(unknown))
+        valid = [name for name in inspect.signature(init).parameters if name != "unknown"]
+        close = difflib.get_close_matches(given, valid, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]!r}? It" if close else "it"
+        raise TypeError(f"nbray.init() has no argument {given!r}: {hint} takes {', '.join(valid)}")
+    if resources is not None and not isinstance(resources, Mapping):
+        raise TypeError(
+            f"resources={resources!r} should be a dict of amounts by name, for instance {{'tpu': 2}}"
+        )
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise TypeError(f"seed={seed!r} should be a whole number")
+    for name, value in texts.items():
+        if value is not None and not (isinstance(value, str) and value):
+            raise TypeError(f"{name}={value!r} should be a text that is not empty, or be left out")
 
 
 def _asked(num_cpus: Any, num_gpus: Any, resources: Mapping[str, Any] | None, store: Any) -> dict[str, float]:
