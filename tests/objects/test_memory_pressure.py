@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ def nbray(machine: Machine) -> Iterator[Any]:
         nbray.shutdown()
 
 
-def alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()
+def ended(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
 
 
 class Place:
@@ -107,10 +108,13 @@ def test_the_newest_retriable_task_is_ended_and_tried_again_and_then_fails(
     new = task.options(max_retries=1, name="new").remote(place.folder, "new", 100 * MB)
     eventually(lambda: place.pids("new") and place.pids("tiny"), "the others run")
     for attempt in range(2):
-        pid = eventually(lambda attempt=attempt: place.pids("new")[attempt:], "an attempt runs")[0]
+        eventually(lambda: len(place.pids("new")), "an attempt runs")
+        pid = place.pids("new")[attempt]
         machine.use(0.985)
-        eventually(lambda pid=pid: not alive(pid), "it is ended")
+        eventually(partial(ended, pid), "it is ended")
         machine.use(0.5)
+        if attempt == 0:
+            eventually(lambda: len(place.pids("new")) == 2, "it is tried again")
     with pytest.raises(nbray.exceptions.OutOfMemoryError) as caught:
         nbray.get(new)
     text = str(caught.value)
@@ -129,7 +133,7 @@ def test_nothing_more_starts_until_there_is_room(nbray: Any, machine: Machine, p
     new = task.options(name="new").remote(place.folder, "new", 100 * MB)
     pid = eventually(lambda: place.pids("new"), "the second runs")[0]
     machine.use(0.985)
-    eventually(lambda: not alive(pid), "it is ended")
+    eventually(partial(ended, pid), "it is ended")
     machine.use(0.96)
     eventually(lambda: nbray.state.tasks(name="new", state="QUEUED").num_rows, "its second attempt is queued")
     place.release()
@@ -156,7 +160,7 @@ def test_an_actor_is_not_ended_before_a_task(nbray: Any, machine: Machine, place
     with pytest.raises(nbray.exceptions.OutOfMemoryError):
         nbray.get(task)
     machine.use(0.5)
-    assert alive(pid)
+    assert not ended(pid)
     place.release()
     assert nbray.get(call) == 100
 
