@@ -28,6 +28,7 @@ _MAP_NORESERVE = 0x4000 if platform.LINUX else 0
 _CHUNK = 1 << 20
 _PARALLEL = 8 << 20
 _MOST_THREADS = 4
+_PIECE = 64 << 20  # An interrupt of the program waits for one piece to be copied: 0.1 s into pages that nobody has touched.
 _COPIED_AT_ONCE = 64 << 10
 
 _forks = 0
@@ -155,8 +156,15 @@ class SharedMemory:
     def _copy_large(self, offset: int, buffer: memoryview, size: int, warm: bool) -> None:
         import numpy as np
 
-        target = self._bytes()[offset : offset + size]
         source = np.frombuffer(buffer, np.uint8)
+        for start in range(0, size, _PIECE):
+            piece = source[start : start + _PIECE]
+            self._copy_piece(offset + start, piece, len(piece), warm)
+
+    def _copy_piece(self, offset: int, source: np.ndarray[Any, Any], size: int, warm: bool) -> None:
+        import numpy as np
+
+        target = self._bytes()[offset : offset + size]
         first, last = offset // _CHUNK, (offset + size - 1) // _CHUNK + 1
         cold = self._touched.count(0, first, last) * _CHUNK if warm else size
         self._touched[first:last] = b"\1" * (last - first)

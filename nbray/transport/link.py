@@ -166,6 +166,8 @@ class Link:
         self.cold = True
         """Whether the background thread sleeps until something happens, so that it has to be woken."""
         self.background = background_reads
+        # In a worker only a run that takes unexpectedly long keeps results from being sent: no need to look often.
+        self._soon = SOON if background_reads else AWAY
         self.reader = 0
         """The thread that alone reads, because it goes on reading whatever the others do (0: whoever waits reads)."""
         self._thread: threading.Thread | None = None
@@ -409,7 +411,7 @@ class Link:
             if self._waiters:
                 pause: float | None = WATCH
             elif now - self.active < AWAY:
-                pause = SOON
+                pause = self._soon
             else:
                 self.cold = True
                 reading = self.background and not self.reader and not self.dead

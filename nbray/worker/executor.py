@@ -152,6 +152,9 @@ class Executor:
         if report.started + report.seconds - self._flushed > SLOW_FLUSH:
             self._flushed = report.started + report.seconds
             self.engine.link.flush()
+        elif self.engine.link.cold:
+            # The run behind this one may take long.
+            self.engine.link.arm()
 
     def _prepare(self, run: Run, spec: TaskClass, scopes: list[Scope]) -> tuple[Callable[..., Any], Any, Any]:
         """The function and its arguments. Raises what loading or unpickling them raises."""

@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,10 @@ class TestDirectories:
 def _as_another_user(function: Any) -> str:
     """What ``function()`` returns, or the error it raises, in a child with another uid."""
     read, write = os.pipe()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        # The child does nothing that another thread could have locked.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
     if pid == 0:
         try:
             os.close(read)

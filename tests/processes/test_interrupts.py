@@ -76,7 +76,7 @@ class Slow:
     def call(self):
         pass
 
-large = np.ones(8_000_000)
+large = np.ones(25_000_000)
 for name, occupation in OCCUPATIONS.items():
     compiled = compile(occupation, name, "exec")
     late = []

@@ -108,6 +108,23 @@ def test_tasks_behind_a_killed_one_run_exactly_once(cluster: Any, tmp_path: Path
         assert set(failed) <= {0, 1, 2, 3}
 
 
+@pytest.mark.cluster(num_cpus=1)
+def test_results_do_not_wait_for_the_task_behind(cluster: Any) -> None:
+    @cluster.remote
+    def work(seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    # Short so far: the slow one is given to the worker together with those before it.
+    cluster.get([work.remote(0.0) for _ in range(200)], timeout=30)
+    refs = [work.remote(0.0) for _ in range(5)]
+    slow = work.remote(10.0)
+    began = time.monotonic()
+    assert cluster.get(refs, timeout=30) == [0.0] * 5
+    assert time.monotonic() - began < 5
+    cluster.cancel(slow)
+
+
 @pytest.mark.cluster(num_cpus=2)
 def test_many_kills_under_load(cluster: Any) -> None:
     @cluster.remote(max_retries=-1)
