@@ -420,12 +420,12 @@ def seconds_per_check(export: FunctionExport) -> float:
 
 
 def test_identity_check_costs_about_a_microsecond(notebook: Notebook) -> None:
-    """Against the cost of a Python call here, because machines differ: a microsecond is some 25 calls."""
+    """Against the cost of a Python call here, because machines differ: a microsecond is some 25 to 60 calls."""
     names = "\n".join(f"v{i} = {i}" for i in range(10))
     reads = " + ".join(f"v{i}" for i in range(10))
     notebook.run(f"{names}\ndef f(): return {reads} + len([])")
     call = min(timeit.repeat("f()", "def f(): pass", number=20_000, repeat=5)) / 20_000
-    assert seconds_per_check(notebook.export()) < 50 * call
+    assert seconds_per_check(notebook.export()) < 80 * call
 
 
 # -- classes that come back
