@@ -18,7 +18,7 @@ from nbray import ids
 
 _WORDS = ("read-only", "readonly", "WRITEABLE")
 _MOST_ITEMS = 1000
-_MARK = "is a read-only view of ObjectRef("
+_WAY_OUT = "nbray.get(ref, writable=True), which copies only what is written."
 
 
 def explain(error: BaseException | None) -> None:
@@ -33,16 +33,17 @@ def explain(error: BaseException | None) -> None:
 
 
 def _explained(error: BaseException) -> bool:
-    return any(_MARK in note for note in getattr(error, "__notes__", ()))
+    return any(_WAY_OUT in note for note in getattr(error, "__notes__", ()))
 
 
 def _note(name: str, object_id: bytes) -> str:
     shown = name or "the value"
     copy = f"{name} = {name}.copy()" if name else "a copy of it (.copy())"
-    return (
-        f"{shown} {_MARK}{ids.short(object_id)}): its memory is shared by all processes, so nobody may write into it. "
-        f"Work on {copy}, or get it as nbray.get(ref, writable=True), which copies only what is written."
-    )
+    if object_id:
+        what = f"{shown} is a read-only view of ObjectRef({ids.short(object_id)}): its memory is shared by all processes, so nobody may write into it."
+    else:
+        what = f"{shown} is read-only, as all values from nbray.get are: they may be shared by all processes."
+    return f"{what} Work on {copy}, or get it as {_WAY_OUT}"
 
 
 def _culprit(trace: TracebackType | None) -> tuple[str, bytes] | None:
@@ -95,7 +96,7 @@ def _within(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _object_of(value: Any) -> bytes | None:
-    """The object whose shared memory an array, column or frame shows; None for everything else."""
+    """The object whose shared memory an array, column or frame shows, b"" for one that came in a message; None for everything else."""
     numpy: Any = sys.modules.get("numpy")
     pandas: Any = sys.modules.get("pandas")
     if pandas is not None and isinstance(value, pandas.DataFrame | pandas.Series):
@@ -117,7 +118,7 @@ def _object_of(value: Any) -> bytes | None:
             return object_id if isinstance(object_id, bytes) else None
         following = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
         if following is None:
-            return None
+            return b"" if type(base) is bytes else None
         base = following
     return None
 

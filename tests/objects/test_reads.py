@@ -247,6 +247,18 @@ def test_the_note_names_what_the_statement_writes_to(nbray: Any, line: str, name
     del caught, space, value, other
 
 
+def test_small_arrays_are_explained_too(nbray: Any) -> None:
+    @nbray.remote
+    def write(refs: list[Any]) -> None:
+        small = nbray.get(refs[0])
+        small[0] = 1
+
+    with pytest.raises(ValueError, match="read-only") as caught:
+        nbray.get(write.remote([nbray.put(np.arange(10))]))
+    assert "small is read-only, as all values from nbray.get are" in str(caught.value)
+    assert "small = small.copy()" in str(caught.value)
+
+
 def test_errors_about_other_arrays_get_no_note(nbray: Any) -> None:
     from nbray.api import readonly
 
@@ -275,3 +287,19 @@ def test_a_script_that_ends_with_such_an_error_explains_it(runtime_dir: Any, tmp
     assert done.returncode == 1
     assert "result is a read-only view of ObjectRef(" in done.stderr
     assert "result = result.copy()" in done.stderr
+
+
+def test_a_cell_that_writes_into_a_shared_array_explains_it(runtime_dir: Any, tmp_path: Any) -> None:
+    cells = (
+        "import nbray, numpy as np\n"
+        "nbray.init(num_cpus=1, name='cell')\n"
+        "result = nbray.get(nbray.put(np.arange(100_000)))\n"
+        "get_ipython().run_cell('result[0] = 1')\n"
+        "nbray.shutdown()\n"
+    )
+    file = tmp_path / "cells.ipy"
+    file.write_text(cells)
+    command = [sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "result is a read-only view of ObjectRef(" in done.stdout + done.stderr
+    assert "result = result.copy()" in done.stdout + done.stderr
