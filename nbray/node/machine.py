@@ -419,9 +419,13 @@ class NodeMachine:
         since, before = self._relieved
         if now - since < RELIEF_SECONDS and used <= before:
             return
-        running = [w for w in self.scheduler.slots.values() if w.pending and not w.actor and w.state == pools.BUSY]
+        running = [
+            w for w in self.scheduler.slots.values() if w.pending and not w.actor and w.state == pools.BUSY
+        ]
         if not running:
-            running = [w for w in self.pool.workers.values() if w.actor and w.pending and w.state == pools.ACTOR]
+            running = [
+                w for w in self.pool.workers.values() if w.actor and w.pending and w.state == pools.ACTOR
+            ]
         if not running:
             return
         sizes = sizes or {}

@@ -182,4 +182,6 @@ class WorkerPool:
         """End the idle workers of a session that is over, or those whose environment ends with ``process``, which is."""
         for home in [home for home in self._idle if home[0] == session and home[1].endswith(process)]:
             for worker in list(self._idle[home]):
-                self.end(worker, "another version of its modules is used" if process else "its session has ended")
+                self.end(
+                    worker, "another version of its modules is used" if process else "its session has ended"
+                )

@@ -105,7 +105,9 @@ class WorkerLink:
 class NodeServer:
     """Runs one node until it is told to stop."""
 
-    def __init__(self, config: NodeConfig, paths: Paths, *, memory_limit: int, limits_root: str, portable: bool) -> None:
+    def __init__(
+        self, config: NodeConfig, paths: Paths, *, memory_limit: int, limits_root: str, portable: bool
+    ) -> None:
         self.config = config
         self.paths = paths
         self.memory_limit = memory_limit
@@ -712,7 +714,13 @@ def main() -> None:
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lock = paths.lock()
-    server = NodeServer(config, paths, memory_limit=told["memory_limit"], limits_root=told["limits_root"], portable=told["portable"])
+    server = NodeServer(
+        config,
+        paths,
+        memory_limit=told["memory_limit"],
+        limits_root=told["limits_root"],
+        portable=told["portable"],
+    )
 
     def terminate(_number: int, _frame: Any) -> None:
         server.stop("it was told to by SIGTERM")

@@ -459,7 +459,9 @@ class Tasks:
         for entry in list(self.node.objects.objects.values()):
             if entry.state == PENDING and ids.task_of(entry.id) == task.id:
                 text = f"item {ids.index_of(entry.id)} of {task.name} is lost, and the generator did not make it when it ran again"
-                self.node.objects.seal_inline(entry, ERROR_KIND, encode_system_error("ObjectLostError", text), None)
+                self.node.objects.seal_inline(
+                    entry, ERROR_KIND, encode_system_error("ObjectLostError", text), None
+                )
                 self.node.values.sealed(entry)
 
     # -- ends
@@ -593,7 +595,9 @@ class Tasks:
             producer is not None
             and producer.kind.spec.kind == TASK
             and not (streaming and not producer.terminal)
-            and all(i in self.node.objects.objects for i in (*producer.inputs(), *(producer.submit.refs or ())))
+            and all(
+                i in self.node.objects.objects for i in (*producer.inputs(), *(producer.submit.refs or ()))
+            )
             and not ids.is_put(entry.id)
         )
         if can_rerun and producer is not None:
@@ -616,7 +620,11 @@ class Tasks:
         elif producer.kind.is_call:
             reason = "an actor's method made it, and the actor's state may be another one now"
         else:
-            reason = "its generator has not ended" if streaming and not producer.terminal else "its inputs are gone"
+            reason = (
+                "its generator has not ended"
+                if streaming and not producer.terminal
+                else "its inputs are gone"
+            )
         text = f"the value of {ids.short(entry.id)} is lost ({why}) and cannot be made again: {reason}"
         self.node.objects.seal_inline(entry, ERROR_KIND, encode_system_error("ObjectLostError", text), None)
         self.node.values.sealed(entry)
@@ -641,7 +649,9 @@ class Tasks:
             if task.cancelled:
                 self.fail(task, self.cancelled_error(task))
             elif task.retries != 0:
-                self._event(task, _RETRIED, self.node.now, 0, "OutOfMemoryError" if task.oom else "WorkerCrashedError")
+                self._event(
+                    task, _RETRIED, self.node.now, 0, "OutOfMemoryError" if task.oom else "WorkerCrashedError"
+                )
                 self.again(task)
                 self._queue(task)
             else:
@@ -650,7 +660,9 @@ class Tasks:
                     f"the worker process (pid {worker.pid}) that ran {task.name} {how}{tries}; max_retries={task.kind.spec.max_retries} "
                     "allows no further attempt"
                 )
-                self.fail(task, encode_system_error("OutOfMemoryError" if task.oom else "WorkerCrashedError", text))
+                self.fail(
+                    task, encode_system_error("OutOfMemoryError" if task.oom else "WorkerCrashedError", text)
+                )
 
     # -- cancel
 

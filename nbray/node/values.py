@@ -369,7 +369,11 @@ class Values:
     def _bring(self, task: Task, size: int, *, urgent: bool = False) -> None:
         """A task in the line gets its turn."""
         objects = self.table.objects
-        away = [objects[i] for i in task.inputs() if i in objects and objects[i].state in (store.SPILLED, store.RESTORING)]
+        away = [
+            objects[i]
+            for i in task.inputs()
+            if i in objects and objects[i].state in (store.SPILLED, store.RESTORING)
+        ]
         # What was away when it joined the line may be back, and the other way round.
         unmade = [objects[i] for i in task.inputs() if i in objects and objects[i].state < INLINE]
         task.missing = len(away)

@@ -28,7 +28,9 @@ _MAP_NORESERVE = 0x4000 if platform.LINUX else 0
 _CHUNK = 1 << 20
 _PARALLEL = 8 << 20
 _MOST_THREADS = 4
-_PIECE = 64 << 20  # An interrupt of the program waits for one piece to be copied: 0.1 s into pages that nobody has touched.
+_PIECE = (
+    64 << 20
+)  # An interrupt of the program waits for one piece to be copied: 0.1 s into pages that nobody has touched.
 _COPIED_AT_ONCE = 64 << 10
 
 _forks = 0

@@ -356,7 +356,12 @@ class ObjectTable:
             entry.block = None
             entry.state = PENDING
             entry.kind, entry.refs = 0, None
-            if entry.holders is None and entry.producer is None and not entry.waiters and not entry.dependants:
+            if (
+                entry.holders is None
+                and entry.producer is None
+                and not entry.waiters
+                and not entry.dependants
+            ):
                 del self.objects[object_id]
             self.serve()
 

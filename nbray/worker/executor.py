@@ -96,7 +96,9 @@ class Executor:
 
     def _seed(self, run: Run, spec: TaskClass) -> None:
         """Seed the random generators, unless the run cannot draw from them."""
-        if not (self._function(spec)[2] and run.deps is None and run.args_at is None and plain(run.kind, run.args)):
+        if not (
+            self._function(spec)[2] and run.deps is None and run.args_at is None and plain(run.kind, run.args)
+        ):
             self._seeder.seed(run.task)
 
     def execute(self, run: Run, spec: TaskClass) -> None:
@@ -106,7 +108,13 @@ class Executor:
             self._title = name
             platform.set_process_title(f"nbray worker: {name}")
         task = context.TaskContext(
-            run.task, name, actor=self.actor, attempt=run.attempt, restarts=self.restarts, cell=run.cell, gpus=self._surroundings.gpus
+            run.task,
+            name,
+            actor=self.actor,
+            attempt=run.attempt,
+            restarts=self.restarts,
+            cell=run.cell,
+            gpus=self._surroundings.gpus,
         )
         token = context.current_task.set(task)
         self.engine.running = task
@@ -243,7 +251,9 @@ class Executor:
                 "ActorDiedError", f"the actor ended itself by exit_actor() in {spec.name}"
             )
             return Failed(run.run, started, seconds, data, False, None, True)
-        retry = self._functions.get(spec.function, (None, None, False))[1] if spec.kind != ACTOR_CALL else None
+        retry = (
+            self._functions.get(spec.function, (None, None, False))[1] if spec.kind != ACTOR_CALL else None
+        )
         if spec.kind == ACTOR_CALL:
             method = getattr(type(self.instance), spec.name.rpartition(".")[2], None)
             retriable = spec.retry_exceptions or allows_retry(error, actors.retry_exceptions_of(method))
@@ -360,7 +370,13 @@ class Executor:
 
     def _thread_run(self, run: Run, spec: TaskClass) -> None:
         task = context.TaskContext(
-            run.task, spec.name, actor=self.actor, attempt=run.attempt, restarts=self.restarts, cell=run.cell, gpus=self._surroundings.gpus
+            run.task,
+            spec.name,
+            actor=self.actor,
+            attempt=run.attempt,
+            restarts=self.restarts,
+            cell=run.cell,
+            gpus=self._surroundings.gpus,
         )
         token = context.current_task.set(task)
         self._running[run.task] = (task, None)

@@ -132,7 +132,12 @@ def believe_that_the_owner_keeps_it(patch: pytest.MonkeyPatch) -> None:
     def broken(self: Any, peer: Any, message: Any) -> None:
         for object_id in message.objects:
             entry = self.table.objects.get(object_id)
-            if entry is not None and entry.producer is not None and entry.producer.owner == peer.number and peer.worker:
+            if (
+                entry is not None
+                and entry.producer is not None
+                and entry.producer.owner == peer.number
+                and peer.worker
+            ):
                 entry.pushed = True
         get(self, peer, message)
 
