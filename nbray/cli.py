@@ -63,25 +63,10 @@ def _parser(name: str, description: str) -> Parser:
 
 
 def _start_parser() -> Parser:
-    from nbray.notebook import arguments
+    from nbray.notebook.commands.lifetime import add_size_flags
 
     parser = _parser("start", "Start a cluster on this machine, and leave it running.")
-    add = parser.add_argument
-    add("--cpus", type=arguments.amount, metavar="N", help="CPUs (all that this process may use)")
-    add("--gpus", type=arguments.amount, metavar="N", help="GPUs")
-    add(
-        "--store-memory",
-        type=arguments.size,
-        metavar="SIZE",
-        help="size of the object store, for instance 2GB (30 %% of the memory)",
-    )
-    add("--name", metavar="NAME", help="name of the cluster (default)")
-    add(
-        "--seed",
-        type=arguments.whole,
-        metavar="N",
-        help="repeat a run: random generators in tasks are seeded from this",
-    )
+    add_size_flags(parser)
     return parser
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from nbray import config
 from nbray.api import context, functions, session, world
 from nbray.notebook import lifecycle
+from nbray.notebook.cards import Card
 from nbray.notebook.output import Router
 
 
@@ -115,6 +116,14 @@ class Cockpit:
             # nbval and others end their kernels by SIGKILL.
             engine.set_transient(True)
         self._attached = runtime
+
+    def say(self, text: str) -> None:
+        """One line of nbray's own, in the cell that runs."""
+        self.router.display(self.cell.label, {"text/plain": f"nbray: {text}"})
+
+    def show(self, card: Card) -> None:
+        """A card, in the cell that runs."""
+        self.router.display(self.cell.label, card.bundle(static=self.static))
 
     def _show_error(self, exc_tuple: Any = None, *args: Any, **options: Any) -> None:
         """IPython asks errors how they want to be shown, except these two kinds."""

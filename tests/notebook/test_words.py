@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 
 from nbray import config, diagnose
-from nbray.notebook import arguments, cards, render
+from nbray.notebook import arguments, cards, commands, render
 from nbray.notebook.arguments import BadUsageError
 from nbray.notebook.cards import Facts, Status
-from nbray.notebook.magics import SUBCOMMANDS, remote_parser
 from nbray.notebook.output import Router
+from nbray.notebook.remote_cell import parser as remote_parser
 from nbray.notebook.runner import Frame, Report
 from nbray.notebook.shell import bundle
 
@@ -91,9 +91,9 @@ def test_a_name_must_be_one() -> None:
         arguments.names(["x.y"])
 
 
-@pytest.mark.parametrize("name", SUBCOMMANDS)
+@pytest.mark.parametrize("name", commands.WHERE)
 def test_every_subcommand_has_a_parser_with_help(name: str) -> None:
-    parser = SUBCOMMANDS[name]()
+    parser = commands.find(name).parser()
     assert parser.read([]) is not None
     assert parser.prog == f"%cluster {name}"
     assert len(parser.format_help().splitlines()) > 1
