@@ -13,6 +13,7 @@ from nbray import config
 from nbray.api import context, functions, session, world
 from nbray.notebook import lifecycle
 from nbray.notebook.cards import Card
+from nbray.notebook.following import Follower
 from nbray.notebook.output import Router
 
 
@@ -44,6 +45,7 @@ class Cockpit:
         self.shell = shell
         self.static = config.settings().static
         self.router = Router(shell, plain=self.static)
+        self.followers: list[Follower] = []
         self._kernel = secrets.token_hex(4)
         self._runs = 0
         self._attached: context.Runtime | None = None

@@ -10,7 +10,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 
 from nbray.errors import NbrayError
-from nbray.notebook import arguments, commands, failing, remote_cell
+from nbray.notebook import arguments, commands, failing, options, remote_cell
 from nbray.notebook.arguments import BadUsageError, Parser
 from nbray.notebook.cockpit import Cockpit
 
@@ -23,14 +23,14 @@ class NbrayMagics(Magics):
         super().__init__(shell)
         self.cockpit = cockpit
         self._cells = remote_cell.RemoteCells(shell, cockpit)
-        self._parser = remote_cell.parser()
+        self._parser = options.parser()
 
     @no_var_expand
     @cell_magic
     def remote(self, line: str, cell: str) -> Any:
         """Run this cell on the cluster."""
         with _usage():
-            return self._cells.run(cell, self._parser.read(arguments.split(line)))
+            return self._cells.run(cell, options.read(self._parser.read(arguments.split(line))))
 
     @line_magic
     def cluster(self, line: str) -> None:
@@ -38,9 +38,9 @@ class NbrayMagics(Magics):
         with _usage():
             words = arguments.split(line)
             command = commands.find(words[0] if words else "status")
-            options = command.parser().read(words[1:])
+            given = command.parser().read(words[1:])
         try:
-            command.run(self.cockpit, options)
+            command.run(self.cockpit, given)
         except (NbrayError, RuntimeError, ValueError) as error:
             raise failing.briefly(error) from None
 
@@ -51,7 +51,7 @@ def help_of(parser: Parser) -> str:
 
 
 NbrayMagics.remote.__doc__ = (
-    f"Run this cell on the cluster, as if it ran here.\n\n{help_of(remote_cell.parser())}"
+    f"Run this cell on the cluster, as if it ran here.\n\n{help_of(options.parser())}"
 )
 
 

@@ -1,61 +1,45 @@
-"""``%%remote``: a cell prepared, submitted, waited for, and its names bound. One `RemoteCells` per notebook."""
+"""``%%remote``: a cell prepared, submitted, waited for, and its names bound. One `RemoteCells` per notebook, one `Run` per run of a cell."""
 
 from __future__ import annotations
 
-import argparse
-import functools
-from collections.abc import Callable
+import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nbray.api import context
 from nbray.errors import GetTimeoutError, NbrayError, SerializationError, TaskError
-from nbray.notebook import arguments, failing
-from nbray.notebook.arguments import Parser
-from nbray.notebook.cockpit import Cockpit
+from nbray.notebook import failing, following
+from nbray.notebook.cockpit import CellRun, Cockpit
 from nbray.notebook.commands import lifetime
+from nbray.notebook.options import CellOptions
 
 if TYPE_CHECKING:
+    from nbray.api.refs import ObjectRef
     from nbray.api.remote import RemoteFunction
-    from nbray.notebook.cell import Returned
-    from nbray.notebook.runner import CellError
+    from nbray.notebook.cell import Prepared, Returned
+    from nbray.notebook.runner import CellError, CellResult
 
 FUTURE_FLAGS = 0xFFF0000
 """Compiler flags of ``from __future__`` statements of earlier cells; IPython keeps others beside them."""
 
 
-def parser() -> Parser:
-    """The command line of ``%%remote``."""
-    made = Parser("%%remote", "Run this cell on the cluster, as if it ran here.")
-    add = made.add_argument
-    add(
-        "-o",
-        "--out",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="bring back these names only (default: all that the cell binds)",
-    )
-    add(
-        "-i",
-        "--in",
-        dest="also",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="send these names too (what eval and the like read is not seen)",
-    )
-    add("--num-cpus", type=arguments.amount, metavar="N", help="CPUs that the cell takes (1)")
-    add("--num-gpus", type=arguments.amount, metavar="N", help="GPUs that the cell takes (0)")
-    add("--memory", type=arguments.size, metavar="SIZE", help="memory that the cell takes, for instance 2GB")
-    add("--timeout", type=arguments.amount, metavar="S", help="cancel the cell after S seconds")
-    add(
-        "--retries",
-        type=arguments.whole,
-        metavar="N",
-        help="run the cell again, up to N times, if it raises or its process dies (0)",
-    )
-    add("-q", "--quiet", action="store_true", help="say nothing but what the cell says")
-    return made
+class Run:
+    """One run of a cell on the cluster.
+
+    ``cell``: the notebook's cell it belongs to; ``name``: its task's; ``prepared``: what is sent; ``names``: those it may bind or delete, known
+    before it runs; ``ref``: of its `CellResult`, from `RemoteCells.submit` on. ``state``: "prepared", "running", then "done", "failed" or
+    "cancelled". ``began``: when it was submitted (monotonic seconds).
+    """
+
+    def __init__(self, cell: CellRun, options: CellOptions, prepared: Prepared) -> None:
+        self.cell = cell
+        self.options = options
+        self.prepared = prepared
+        self.name = cell.title
+        task = prepared.task
+        self.names: tuple[str, ...] = task.binds if task.out is None else task.out
+        self.ref: ObjectRef[CellResult] | None = None
+        self.state = "prepared"
+        self.began = 0.0
 
 
 class RemoteCells:
@@ -66,31 +50,38 @@ class RemoteCells:
         self.cockpit = cockpit
         self._runner: RemoteFunction[Any, Any] | None = None
 
-    def run(self, cell: str, options: argparse.Namespace) -> Any:
+    def run(self, cell: str, options: CellOptions) -> Any:
         """Run ``cell`` (as the notebook has it); its last value. Raises what it raises; BadUsageError for names that are none."""
-        out, also = arguments.names(options.out), arguments.names(options.also)
-        task, name = self._prepare(cell, out, also or [], options)
-        runtime = self._connected(options)
-        run = self._remote_function(options, name)
-        self.cockpit.router.own(self.cockpit.cell.label, name)
-        back = self._wait(runtime.engine, functools.partial(run.remote, task), options)
-        self._bind(back, quiet=options.quiet)
+        run = self.prepare(cell, options)
+        try:
+            result = self.wait(run)
+            back = self._returned(result)
+            run.state = "done"
+            self.bind(run, back)
+        finally:
+            self.end(run)
         return back.value
 
-    def _connected(self, options: argparse.Namespace) -> context.Runtime:
-        runtime = context.current()
-        if runtime is None:
+    # -- before it runs
+
+    def prepare(self, cell: str, options: CellOptions) -> Run:
+        """Analyse a cell and pack what it reads; the cluster is there afterwards. Raises SyntaxError, SerializationError, NameError."""
+        prepared = self._prepared(cell, options)
+        self._connect(options)
+        run = Run(self.cockpit.cell, options, prepared)
+        for follower in self.cockpit.followers:
+            follower.prepared(run)
+        return run
+
+    def _connect(self, options: CellOptions) -> None:
+        if context.current() is None:
             card = lifetime.start(self.cockpit, lifetime.start_parser().parse_args([]))
             if not options.quiet:
                 self.cockpit.say(
                     f"{card.text.splitlines()[0]} for this cell (%cluster status, %cluster stop)"
                 )
-            runtime = context.require()
-        return runtime
 
-    def _prepare(
-        self, cell: str, out: list[str] | None, also: list[str], options: argparse.Namespace
-    ) -> tuple[Any, str]:
+    def _prepared(self, cell: str, options: CellOptions) -> Prepared:
         from nbray.notebook import transfer
         from nbray.notebook.capture import is_silenced
         from nbray.notebook.cell import prepare
@@ -102,8 +93,8 @@ class RemoteCells:
                 source,
                 filename,
                 shell.user_ns,
-                also=also,
-                out=out,
+                also=options.also,
+                out=options.out,
                 hidden=shell.user_ns_hidden,
                 flags=shell.compile.flags & FUTURE_FLAGS,
                 display=not is_silenced(cell),
@@ -114,12 +105,12 @@ class RemoteCells:
             raise
         except (NbrayError, NameError) as error:
             raise failing.briefly(error) from None
-        if prepared.blind and not also and not options.quiet:
+        if prepared.blind and not options.also and not options.quiet:
             call, line = prepared.blind[0]
             self.cockpit.say(
                 f"{call} in line {line} may read names that cannot be seen from here; send them with -i NAME"
             )
-        return prepared.task, self.cockpit.cell.title
+        return prepared
 
     def _placed(self, cell: str) -> tuple[str, str]:
         """The cell as plain Python, with as many empty lines before it as there are in the notebook, and its file's name."""
@@ -139,62 +130,76 @@ class RemoteCells:
         filename = compiler.cache(above + body, number, raw_code=whole if at >= 0 else cell)
         return "\n" * above.count("\n") + body, filename
 
-    def _remote_function(self, options: argparse.Namespace, name: str) -> RemoteFunction[Any, Any]:
+    def submit(self, run: Run) -> None:
+        """Send it. Raises UnschedulableError and the like."""
+        self.cockpit.router.own(run.cell.label, run.name)
+        run.began = time.monotonic()
+        run.ref = self._remote_function(run).remote(run.prepared.task)
+        run.state = "running"
+        for follower in self.cockpit.followers:
+            follower.submitted(run)
+
+    def _remote_function(self, run: Run) -> RemoteFunction[Any, Any]:
         if self._runner is None:
             from nbray.api.remote import RemoteFunction
             from nbray.notebook.runner import run_cell
 
             self._runner = RemoteFunction(run_cell, {})
-        retries = options.retries or 0
-        given: dict[str, Any] = {"name": name, "max_retries": retries}
-        if retries:
-            given["retry_exceptions"] = True
-        for key in ("num_cpus", "num_gpus", "memory"):
-            if getattr(options, key) is not None:
-                given[key] = getattr(options, key)
-        return self._runner.options(**given)
+        return self._runner.options(name=run.name, **run.options.task)
 
-    def _wait(self, engine: Any, submit: Callable[[], Any], options: argparse.Namespace) -> Returned:
-        from nbray.notebook.cell import returned
+    # -- while it runs
+
+    def wait(self, run: Run) -> CellResult:
+        """Submit it if that has not been done, and block until it has ended. Raises what it raises.
+
+        An interrupt, and the end of its time, cancel it with all that it has started.
+        """
         from nbray.notebook.runner import CellError
 
-        ref = None
+        engine = context.require().engine
         try:
-            ref = submit()
-            result = engine.get([ref], options.timeout, writable=True)[0]
+            if run.ref is None:
+                self.submit(run)
+            assert run.ref is not None
+            with following.watching(self.cockpit.followers, run):
+                result: CellResult = engine.get([run.ref], run.options.timeout, writable=True)[0]
         except KeyboardInterrupt as interrupt:
-            if ref is not None:
-                engine.cancel(ref, False, True)
+            self._cancel(run)
             failing.shown_as(
                 interrupt, ["KeyboardInterrupt: the cell is cancelled, with the tasks that it started"]
             )
             raise
         except GetTimeoutError:
-            engine.cancel(ref, False, True)
+            self._cancel(run)
             raise failing.briefly(
                 GetTimeoutError(
-                    f"the cell was cancelled because it did not end within {options.timeout:g} s (--timeout)"
+                    f"the cell was cancelled because it did not end within {run.options.timeout:g} s (--timeout)"
                 )
             ) from None
         except TaskError as error:
+            run.state = "failed"
             if isinstance(error.cause, CellError):
-                self._fail(error, error.cause, quiet=options.quiet)
+                self._fail(run, error, error.cause)
             raise failing.briefly(error) from None
         except NbrayError as error:
+            run.state = "failed"
             raise failing.briefly(error) from None
-        try:
-            return returned(result, self._ip.user_ns)
-        except Exception as error:
-            text = f"the cell ran, but what it bound cannot be read here: {type(error).__name__}: {error}"
-            raise failing.briefly(SerializationError(text)) from error
+        return result
 
-    def _fail(self, error: TaskError, failure: CellError, *, quiet: bool) -> NoReturn:
+    def _cancel(self, run: Run) -> None:
+        run.state = "cancelled"
+        if run.ref is not None:
+            context.require().engine.cancel(run.ref, False, True)
+
+    # -- after it has run
+
+    def _fail(self, run: Run, error: TaskError, failure: CellError) -> NoReturn:
         """Raise what the cell raised, after binding what it had bound until then."""
         from nbray.notebook import render
         from nbray.notebook.cell import returned
 
         back = returned(failure.result, self._ip.user_ns)
-        self._bind(back, quiet=quiet)
+        self.bind(run, back)
         where = "This ran on the cluster"
         if not self.cockpit.static:
             where += f" (task {error.task}, worker pid {error.pid}, node {error.node})"
@@ -209,10 +214,30 @@ class RemoteCells:
         named = self._ip.compile.format_code_name(filename)
         return None if named is None else " ".join(named)
 
-    def _bind(self, back: Returned, *, quiet: bool) -> None:
+    def _returned(self, result: CellResult) -> Returned:
+        from nbray.notebook.cell import returned
+
+        try:
+            return returned(result, self._ip.user_ns)
+        except Exception as error:
+            text = f"the cell ran, but what it bound cannot be read here: {type(error).__name__}: {error}"
+            raise failing.briefly(SerializationError(text)) from error
+
+    def bind(self, run: Run, back: Returned) -> None:
+        """Put what came back into the notebook, and say what did not."""
         self._ip.push(back.values)
         for name in back.deleted:
             self._ip.user_ns.pop(name, None)
-        if not quiet:
+        for follower in self.cockpit.followers:
+            follower.bound(run, back.values, back.deleted)
+        if not run.options.quiet:
             for note in back.notes:
                 self.cockpit.say(note)
+
+    def end(self, run: Run) -> None:
+        """The run is over; the notebook lets its result go."""
+        if run.state in ("prepared", "running"):
+            run.state = "failed"
+        for follower in self.cockpit.followers:
+            follower.ended(run)
+        run.ref = None
