@@ -13,8 +13,8 @@ from nbray import config, diagnose
 from nbray.notebook import arguments, cards, commands, render
 from nbray.notebook.arguments import BadUsageError
 from nbray.notebook.cards import Facts, Status
-from nbray.notebook.output import Router
 from nbray.notebook.options import parser as remote_parser
+from nbray.notebook.output import Router
 from nbray.notebook.runner import Frame, Report
 from nbray.notebook.shell import bundle
 
