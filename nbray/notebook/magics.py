@@ -12,6 +12,7 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_
 from nbray.errors import NbrayError
 from nbray.notebook import arguments, commands, failing, options, remote_cell
 from nbray.notebook.arguments import BadUsageError, Parser
+from nbray.notebook.cards import Card
 from nbray.notebook.cockpit import Cockpit
 
 
@@ -37,6 +38,10 @@ class NbrayMagics(Magics):
         """Start, look at and stop clusters."""
         with _usage():
             words = arguments.split(line)
+            text = commands.help_text(words)
+            if text is not None:
+                self.cockpit.show(Card(text, ""))
+                return
             command = commands.find(words[0] if words else "status")
             given = command.parser().read(words[1:])
         try:
@@ -53,6 +58,7 @@ def help_of(parser: Parser) -> str:
 NbrayMagics.remote.__doc__ = (
     f"Run this cell on the cluster, as if it ran here.\n\n{help_of(options.parser())}"
 )
+NbrayMagics.cluster.__doc__ = commands.overview()
 
 
 @contextlib.contextmanager

@@ -25,11 +25,22 @@ class Command:
     run: Callable[[Cockpit, argparse.Namespace], None]
 
 
-_MODULES: dict[str, tuple[str, ...]] = {
-    "lifetime": ("start", "status", "stop", "list", "doctor"),
+_MODULES: dict[str, dict[str, str]] = {
+    "lifetime": {
+        "start": "start a cluster on this machine, or join the one that runs",
+        "stop": "stop the cluster",
+        "status": "what the cluster does, and where its files are",
+        "list": "the clusters of this user on this machine",
+        "doctor": "one block of text about this installation, to paste into a bug report",
+    },
 }
+"""Module of this package -> its subcommands, each with what it does."""
 WHERE: dict[str, str] = {name: module for module, names in _MODULES.items() for name in names}
 """Subcommand -> module of this package."""
+SUMMARIES: dict[str, str] = {name: what for names in _MODULES.values() for name, what in names.items()}
+"""Subcommand -> what it does, in the order in which ``%cluster help`` shows them."""
+
+HELP_WORDS = ("help", "-h", "--help")
 
 
 def find(name: str) -> Command:
@@ -40,6 +51,36 @@ def find(name: str) -> Command:
     return commands[name]
 
 
-def bare(name: str, description: str) -> Callable[[], Parser]:
+def overview() -> str:
+    """What ``%cluster help`` and ``%cluster?`` show."""
+    width = max(map(len, SUMMARIES))
+    return "\n".join(
+        [
+            "%cluster SUBCOMMAND [FLAGS]",
+            "",
+            *(f"  {name:<{width}}  {what}" for name, what in SUMMARIES.items()),
+            "",
+            "%cluster SUBCOMMAND --help shows the flags of one; %%remote? is about cells that run on the cluster.",
+        ]
+    )
+
+
+def help_text(words: list[str]) -> str | None:
+    """Help if a command line asks for it (``help``, ``help start``, ``start --help``), else None. Raises BadUsageError for an unknown subcommand."""
+    name, *rest = words or [""]
+    if name in HELP_WORDS:
+        return find(rest[0]).parser().format_help() if rest else overview()
+    if any(word in ("-h", "--help") for word in rest):
+        return find(name).parser().format_help()
+    return None
+
+
+def bare(name: str) -> Callable[[], Parser]:
     """Parser of a subcommand without flags."""
-    return lambda: Parser(f"%cluster {name}", description)
+    return lambda: Parser(f"%cluster {name}", described(name))
+
+
+def described(name: str) -> str:
+    """What a subcommand does, as a sentence."""
+    what = SUMMARIES[name]
+    return f"{what[:1].upper()}{what[1:]}."

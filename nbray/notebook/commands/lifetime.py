@@ -10,7 +10,7 @@ from nbray.api import context
 from nbray.notebook import arguments, cards, facts, lifecycle
 from nbray.notebook.arguments import Parser
 from nbray.notebook.cockpit import Cockpit
-from nbray.notebook.commands import Command, bare
+from nbray.notebook.commands import Command, bare, described
 
 
 def add_size_flags(parser: Parser) -> None:
@@ -35,7 +35,7 @@ def add_size_flags(parser: Parser) -> None:
 
 def start_parser() -> Parser:
     """The command line of ``%cluster start``."""
-    parser = Parser("%cluster start", "Start a cluster on this machine, or join the one that runs.")
+    parser = Parser("%cluster start", described("start"))
     add_size_flags(parser)
     add = parser.add_argument
     add("--session", metavar="NAME", help="name of this notebook, where the front end does not tell it")
@@ -44,7 +44,7 @@ def start_parser() -> Parser:
 
 
 def _stop_parser() -> Parser:
-    parser = Parser("%cluster stop", "Stop the cluster.")
+    parser = Parser("%cluster stop", described("stop"))
     parser.add_argument("--force", action="store_true", help="even if other notebooks use it")
     return parser
 
@@ -105,10 +105,8 @@ def _doctor(cockpit: Cockpit, _options: argparse.Namespace) -> None:
 
 COMMANDS = {
     "start": Command(start_parser, _start),
-    "status": Command(bare("status", "What the cluster does, where its files are."), _status),
+    "status": Command(bare("status"), _status),
     "stop": Command(_stop_parser, _stop),
-    "list": Command(bare("list", "The clusters of this user on this machine."), _list),
-    "doctor": Command(
-        bare("doctor", "One block of text about this installation, to paste into a bug report."), _doctor
-    ),
+    "list": Command(bare("list"), _list),
+    "doctor": Command(bare("doctor"), _doctor),
 }
