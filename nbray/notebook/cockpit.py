@@ -14,6 +14,7 @@ from nbray.api import context, functions, session, world
 from nbray.notebook import lifecycle
 from nbray.notebook.cards import Card
 from nbray.notebook.following import Follower
+from nbray.notebook.interrupting import Interrupts
 from nbray.notebook.output import Router
 
 
@@ -46,6 +47,7 @@ class Cockpit:
         self.static = config.settings().static
         self.router = Router(shell, plain=self.static)
         self.followers: list[Follower] = []
+        self.interrupts = Interrupts(shell, self.say)
         self._kernel = secrets.token_hex(4)
         self._runs = 0
         self._attached: context.Runtime | None = None
@@ -80,6 +82,7 @@ class Cockpit:
 
     def before_cell(self, info: Any) -> None:
         """A cell begins: what it submits is its own, and functions are looked at anew for changes."""
+        self.interrupts.begin()
         self.cell = self._begin(info.raw_cell or "", getattr(info, "cell_id", None) or "", self._number(info))
         runtime = context.current()
         if runtime is not None and runtime is self._attached:
@@ -87,9 +90,11 @@ class Cockpit:
             engine: Any = runtime.engine
             engine.set_origin(self.cell.label)
 
-    @staticmethod
-    def after_cell(_result: Any) -> None:
-        """A cell has ended: its modules are noted as they are, before anybody edits them; what functions captured and it has rebound is let go."""
+    def after_cell(self, result: Any) -> None:
+        """A cell has ended. If by an interrupt, what it started is cancelled; its modules are noted as they are, before anybody edits them;
+        what functions captured and it has rebound is let go.
+        """
+        self.interrupts.end(self.cell.label, result)
         world.note_modules()
         functions.release_stale()
 
