@@ -31,13 +31,14 @@ _AT = re.compile(r"@([A-Za-z_]\w*)")
 class CellNames:
     """What a cell does with the notebook's names.
 
-    ``reads``: names read before the cell has surely bound them, with the line of the first read. ``only_deleted``: those of them that are
-    merely deleted, so that their value does not matter. ``binds``: names the cell may bind. ``submodules``: dotted attribute chains per root
+    ``reads``: names read before the cell has surely bound them, with the line of the first read. ``deletes``: names it may delete;
+    ``only_deleted``: those of the reads that are merely deleted, so that their value does not matter. ``binds``: names the cell may bind. ``submodules``: dotted attribute chains per root
     name (``xml`` -> ``dom.minidom``), which may be submodules. ``imports``: dotted names of ``import a.b`` statements. ``blind``: calls
     that may read names which cannot be seen, as (call, line).
     """
 
     reads: Mapping[str, int]
+    deletes: tuple[str, ...]
     only_deleted: frozenset[str]
     binds: tuple[str, ...]
     submodules: Mapping[str, frozenset[str]]
@@ -54,6 +55,7 @@ def analyse(source: str, filename: str = "<cell>") -> CellNames:
     deleted = frozenset(name for name in walk.reads if name in walk.deleted and name not in walk.loaded)
     return CellNames(
         reads=walk.reads,
+        deletes=tuple(walk.deleted),
         only_deleted=deleted,
         binds=tuple(walk.binds),
         submodules={root: frozenset(chains) for root, chains in walk.chains.items()},
@@ -217,7 +219,7 @@ class _Walk:
     def __init__(self) -> None:
         self.reads: dict[str, int] = {}
         self.loaded: set[str] = set()
-        self.deleted: set[str] = set()
+        self.deleted: dict[str, None] = {}
         self.binds: dict[str, None] = {}
         self.chains: dict[str, set[str]] = {}
         self.imports: dict[str, None] = {}
@@ -311,6 +313,7 @@ class _Walk:
                 self._node(handler.type)
             if handler.name:
                 self._bind(handler.name)
+                self.deleted.setdefault(handler.name)
             end = self._branch(handler.body, self._bound)
             ends.append(end - {handler.name} if end is not None and handler.name else end)
         after = _join(ends)
@@ -372,11 +375,9 @@ class _Walk:
     def _is_local(self, name: str) -> bool:
         for depth, scope in enumerate(reversed(self._scopes)):
             if scope.kind == "class":
-                # A class body is seen by itself only, not by the functions in it; what it has not bound it looks up globally.
-                if depth == 0 and name in scope.shared:
-                    return False
-                if depth == 0 and name in scope.bound:
-                    return True
+                # A class body is seen by itself only, not by the functions in it; a name of its own that it has not bound it looks up globally.
+                if depth == 0 and (name in scope.bound or name in scope.shared or name in scope.local):
+                    return name in scope.bound and name not in scope.shared
                 continue
             if name in scope.shared:
                 return False
@@ -414,13 +415,16 @@ class _Walk:
             self._read(node.id, node.lineno)
         elif isinstance(node.ctx, ast.Store):
             self._bind(node.id)
+        elif self._scopes and self._scopes[-1].kind == "class" and node.id not in self._scopes[-1].shared:
+            # A class body deletes names of its own only.
+            self._scopes[-1].bound.discard(node.id)
         else:
             self._read(node.id, node.lineno, load=False)
             self._unbind(node.id)
 
     def _unbind(self, name: str) -> None:
         if not self._is_local(name):
-            self.deleted.add(name)
+            self.deleted.setdefault(name)
             if self._bound is not None:
                 self._bound.discard(name)
 
@@ -455,10 +459,22 @@ class _Walk:
 
     def _maybe(self, nodes: Iterable[ast.AST]) -> None:
         """Expressions that may not be evaluated: what they bind is not certain."""
+        self._block += 1
         for node in nodes:
             start = None if self._bound is None else set(self._bound)
             self._node(node)
             self._bound = start
+        self._block -= 1
+
+    def _on_For(self, node: ast.For | ast.AsyncFor) -> None:
+        """In a function or class: the loop may have no turn."""
+        self._node(node.iter)
+        self._maybe([node.target, *node.body, *node.orelse])
+
+    _on_AsyncFor = _on_For
+
+    def _on_match_case(self, node: ast.match_case) -> None:
+        self._maybe([node.pattern, *([node.guard] if node.guard is not None else []), *node.body])
 
     def _on_BoolOp(self, node: ast.BoolOp) -> None:
         self._node(node.values[0])
@@ -588,9 +604,13 @@ class _Walk:
                 self._bind(alias.asname or alias.name)
 
     def _on_ExceptHandler(self, node: ast.ExceptHandler) -> None:
+        self._block += 1
         if node.name:
             self._bind(node.name)
+            if self._scopes and node.name in self._scopes[-1].shared:
+                self.deleted.setdefault(node.name)
         self._children(node)
+        self._block -= 1
 
     def _on_MatchAs(self, node: ast.MatchAs) -> None:
         self._children(node)

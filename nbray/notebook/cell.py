@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nbray.api import context
 from nbray.errors import SerializationError
 from nbray.notebook import transfer
 from nbray.notebook.capture import CellNames, analyse
@@ -57,8 +58,9 @@ def prepare(
                 f"-i {name}: there is no variable of that name in the notebook{nearest(name, namespace)}"
             )
     wanted = [name for name in dict.fromkeys([*also, *names.reads]) if name in namespace and name not in own]
-    placeholders = tuple(name for name in wanted if name in names.only_deleted and name not in also)
-    sent = [name for name in wanted if name not in placeholders]
+    unread = {name for name in names.only_deleted if name not in also}
+    sent = [name for name in wanted if name not in unread]
+    placeholders = tuple(name for name in names.deletes if name in namespace and name not in sent)
     try:
         # Nothing is sent twice in one cell, but the next cell sends its captures again: an array may have been changed in place, and
         # only reading all of it would tell. What is immutable by nature (refs, Arrow tables behind refs) costs nothing either way.
@@ -135,6 +137,9 @@ class Shown:
 def returned(result: CellResult, namespace: dict[str, Any]) -> Returned:
     """The values of a cell, their functions over ``namespace``, which itself is not changed."""
     values = transfer.unpack(result.values, namespace)
+    if result.parts:
+        for parcel in context.require().engine.get(result.parts, None, writable=True):
+            values.update(transfer.unpack(parcel, namespace))
     value = values.pop(RESULT, None)
     notes = []
     for name, why in result.left.items():

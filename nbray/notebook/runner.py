@@ -16,12 +16,12 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import nbray
-from nbray.notebook import shell, transfer
+from nbray.notebook import kept, shell, transfer
 from nbray.notebook.transfer import Parcel
 
 RESULT = "__nbray_value__"
@@ -29,6 +29,9 @@ RESULT = "__nbray_value__"
 
 FAILED_LIMIT = 4 * 1024 * 1024
 """Bytes of bound values that come back with an error; they travel inside the error."""
+
+_PLACEHOLDER = object()
+"""The value of a name that exists in the notebook and that the cell, if at all, deletes."""
 
 _OWN_FRAMES = os.path.dirname(os.path.abspath(nbray.__file__ or __file__)) + os.sep
 
@@ -51,12 +54,15 @@ class CellTask:
     imports: tuple[str, ...]
     out: tuple[str, ...] | None
     display: bool
+    version: int = 0
+    """Of this run of the cell, for the names that it binds (`nbray.messages.Names`)."""
 
 
 @dataclass
 class CellResult:
     """``values``: what the cell bound, and under `RESULT` its last value. ``deleted``: names it deleted. ``left``: names that stay, with the
-    reason. ``text``: repr of a last value that cannot be sent. ``missing``: names of ``out`` that the cell has not bound.
+    reason. ``text``: repr of a last value that cannot be sent. ``missing``: names of ``out`` that the cell has not bound. ``parts``: refs of further
+    parcels of values; ``homes``: name -> position of its parcel among these, -1 for ``values``; ``sizes``: bytes by name, -1 for modules.
     """
 
     values: Parcel
@@ -64,6 +70,9 @@ class CellResult:
     left: dict[str, str] = field(default_factory=dict)
     text: str | None = None
     missing: list[str] = field(default_factory=list)
+    parts: list[Any] = field(default_factory=list)
+    homes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -102,17 +111,23 @@ class CellError(Exception):
 
 def run_cell(task: CellTask) -> CellResult:
     """Run a cell, its inputs in private memory. Raises CellError for what its code raises; KeyboardInterrupt when the cell is cancelled."""
-    return execute(task, transfer.carried_types())
+    from nbray.api import context
+
+    result = execute(task, transfer.carried_types(), context.require().engine.put)
+    kept.announce(task.version, result)
+    return result
 
 
-def execute(task: CellTask, carried: tuple[type, ...] = ()) -> CellResult:
-    """As `run_cell`; needs no cluster."""
+def execute(
+    task: CellTask, carried: tuple[type, ...] = (), store: Callable[[Parcel], Any] | None = None
+) -> CellResult:
+    """As `run_cell`; needs no cluster. ``store``: puts a parcel on the cluster, where a part of the result is worth an object of its own."""
     module = types.ModuleType("__main__")
     namespace = module.__dict__
     threads = threading.active_count()
     failure: CellError | None = None
     with _as_main(module):
-        namespace.update(dict.fromkeys(task.placeholders))
+        namespace.update(dict.fromkeys(task.placeholders, _PLACEHOLDER))
         namespace.update(transfer.unpack(task.inputs, namespace, refresh_classes=True))
         before = dict(namespace)
         try:
@@ -123,7 +138,7 @@ def execute(task: CellTask, carried: tuple[type, ...] = ()) -> CellResult:
             failure = _failure(task, error, before, namespace, carried)
             traceback.clear_frames(error.__traceback__)
         else:
-            result = _result(task, before, namespace, carried)
+            result = _result(task, before, namespace, carried, store)
     sys.stdout.flush()
     sys.stderr.flush()
     if threading.active_count() <= threads:
@@ -188,13 +203,18 @@ def _bound(task: CellTask, before: dict[str, Any], namespace: dict[str, Any]) ->
         name
         for name, value in namespace.items()
         if name != RESULT
+        and value is not _PLACEHOLDER
         and not (name.startswith("__") and name.endswith("__") and name not in binds)
         and (name in binds or before.get(name, absent) is not value)
     ]
 
 
 def _result(
-    task: CellTask, before: dict[str, Any], namespace: dict[str, Any], carried: tuple[type, ...]
+    task: CellTask,
+    before: dict[str, Any],
+    namespace: dict[str, Any],
+    carried: tuple[type, ...],
+    store: Callable[[Parcel], Any] | None,
 ) -> CellResult:
     bound = _bound(task, before, namespace)
     wanted = bound if task.out is None else [name for name in task.out if name in namespace]
@@ -203,11 +223,28 @@ def _result(
     extra = {} if value is None else {RESULT: value}
     mine = set(bound)
     # A function that comes back reads its helpers by name: those that this cell made have to come along.
-    packed = transfer.pack(wanted, namespace, carried=carried, extra=extra, follow=mine.__contains__)
-    packed.parcel.imports = _imported_submodules(task, packed.parcel.modules)
+
+    def pack(names: Iterable[str], more: Mapping[str, Any]) -> transfer.Packed:
+        return transfer.pack(names, namespace, carried=carried, extra=more, follow=mine.__contains__)
+
+    packed = pack(wanted, extra)
     text = _text(value) if RESULT in packed.left else None
     left = {name: why for name, why in packed.left.items() if name != RESULT}
-    return CellResult(packed.parcel, _deleted(before, namespace), left, text, missing)
+    sizes = {**packed.sizes, **dict.fromkeys(packed.parcel.modules, -1)}
+    apart: dict[str, Parcel] = {}
+    if store is not None:
+        packed, apart = kept.divide(packed, pack, extra)
+    packed.parcel.imports = _imported_submodules(task, packed.parcel.modules)
+    result = CellResult(packed.parcel, _deleted(before, namespace), left, text, missing, sizes=sizes)
+    if apart and store is not None:
+        # Together they would keep one another alive.
+        parcels = [packed.parcel, *apart.values()]
+        result.parts = [store(parcel) for parcel in parcels]
+        result.values = Parcel([], b"", [], [])
+        result.homes = kept.homes(parcels, RESULT)
+    else:
+        result.homes = dict.fromkeys(kept.homes([packed.parcel], RESULT), -1)
+    return result
 
 
 def _deleted(before: dict[str, Any], namespace: dict[str, Any]) -> list[str]:

@@ -81,6 +81,9 @@ CELLS = [
     ("class K:\n  v = v", "v", "K"),
     ("class K:\n  if c: v = 1\n  u = v", "c v", "K"),
     ("class K:\n  v = 1\n  u = [v for _ in r]", "v r", "K"),
+    ("class K:\n  if c: a = 1\n  del a", "c", "K"),
+    ("class K:\n  for v in r: u = 1\n  print(u, v)", "r print u v", "K"),
+    ("def f():\n  a = 1\n  class K:\n    a += 1", "a", "f"),
     ("@deco(a)\ndef f(): ...", "deco a", "f"),
     ("class A: ...\nclass B(A): ...", "", "A B"),
     ("def f():\n  try: pass\n  except E as e: print(e)", "E print", "f"),
@@ -140,6 +143,20 @@ def test_nothing_is_missed_that_symtable_sees(source: str) -> None:
         loops = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.comprehension)]
         seen -= {name.id for loop in loops for name in ast.walk(loop.target) if isinstance(name, ast.Name)}
     assert seen <= set(names.reads) | set(names.binds)
+
+
+@pytest.mark.parametrize(
+    ("source", "deletes"),
+    [
+        ("x = 1; del x", "x"),
+        ("del x[0], y.z", ""),
+        ("try: f()\nexcept E as e: pass", "e"),
+        ("def f():\n  global g\n  del g\n  h = 1; del h", "g"),
+        ("class K:\n  a = 1\n  del a", ""),
+    ],
+)
+def test_names_that_a_cell_deletes(source: str, deletes: str) -> None:
+    assert " ".join(analyse(source).deletes) == deletes
 
 
 def test_a_name_that_is_only_deleted_need_not_be_sent() -> None:

@@ -161,6 +161,13 @@ def test_deleted_names_are_deleted(nb: Notebook) -> None:
     assert nb.names["b"] == 2
 
 
+def test_names_that_are_bound_and_deleted_again_are_gone(nb: Notebook) -> None:
+    nb.cell("a = 1; b = 2; e = 3; kept = 4")
+    nb.remote("a = 5; del a\ntry: 1 / 0\nexcept ZeroDivisionError as e: pass\nif False: del kept")
+    assert {"a", "b", "e", "kept"} & set(nb.names) == {"b", "kept"}
+    assert nb.names["kept"] == 4
+
+
 def test_functions_come_back_over_the_notebooks_names(nb: Notebook) -> None:
     nb.cell("scale = 2")
     nb.remote("def f(x): return g(x) * scale\ndef g(x): return x + 1")
