@@ -140,6 +140,23 @@ class WorkerRow(msgspec.Struct, array_like=True, gc=False):
     memory: int = 0
 
 
+class NameRow(msgspec.Struct, array_like=True, gc=False):
+    """A name of a notebook's session and what it stands for. ``job``: the kernel run that it belongs to, ``live``: whether that is connected;
+    ``cell``: label of the cell that binds it. ``state``: READY, SPILLED or LOST; RUNNING while ``task`` is still to bind it. ``size`` in bytes.
+    """
+
+    session: str
+    name: str
+    object: bytes
+    task: bytes
+    job: int
+    cell: str
+    version: int
+    size: int
+    state: str
+    live: bool
+
+
 class NodeRow(msgspec.Struct, array_like=True, gc=False):
     """A node. ``resources`` and ``available`` in units of 1/10000; ``state``: ALIVE, DRAINING or DEAD."""
 
@@ -149,6 +166,42 @@ class NodeRow(msgspec.Struct, array_like=True, gc=False):
     available: dict[str, int]
     pid: int
     socket: str = ""
+
+
+class PlaceRow(msgspec.Struct, array_like=True, gc=False):
+    """Where the code of a running task is. ``seconds``: since it started; ``blocked``: it waits in ``get`` or ``wait``.
+
+    ``frames``: file, line, function of the user's frames, the innermost last; None when its worker has not answered.
+    """
+
+    task: bytes
+    name: str
+    cell: str
+    session: str
+    pid: int
+    seconds: float
+    blocked: bool
+    frames: list[tuple[str, int, str]] | None
+
+
+class WaitRow(msgspec.Struct, array_like=True, gc=False):
+    """What a task that has not ended waits for.
+
+    ``reason``: INPUTS (``objects`` do not exist yet), RESOURCES (``needs``, of which too few are ``free``; ``tasks`` hold them), INFEASIBLE (the
+    cluster never has that many), MEMORY (room for its inputs), STARTING (a worker), BEHIND or ACTOR (``tasks`` run before it in its process; ``ahead``:
+    how many; ``actor_state``), BLOCKED (it runs, and waits for ``objects``), RUNNING. Amounts in units of 1/10000; ``tasks``: (id, name, what it holds).
+    """
+
+    task: bytes
+    name: str
+    reason: str
+    objects: list[bytes] = []
+    needs: dict[str, int] = {}
+    total: dict[str, int] = {}
+    free: dict[str, int] = {}
+    ahead: int = 0
+    tasks: list[tuple[bytes, str, dict[str, int]]] = []
+    actor_state: str = ""
 
 
 class PhaseRow(msgspec.Struct, array_like=True, gc=False):

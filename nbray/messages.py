@@ -114,13 +114,15 @@ class World(_Message, tag=4):
     """The task's world as it is from now on for what this client submits; ``blob`` is empty when the node has it already.
 
     ``process``: id of the part of it that a running worker cannot take on (versions of the user's modules): another id, another process.
-    ``sources``: ids of the sources of those modules, each sent as a `Function` before.
+    ``sources``: ids of the sources of those modules, each sent as a `Function` before. ``installed``: when the last package was installed where the
+    cluster's own processes load theirs from (nanoseconds): later than they did, and they are made anew.
     """
 
     world: bytes
     blob: bytes = b""
     process: bytes = b""
     sources: list[bytes] | None = None
+    installed: int = 0
 
 
 class Origin(_Message, tag=5):
@@ -295,6 +297,29 @@ class Transient(_Message, tag=26):
     on: bool = True
 
 
+class Names(_Message, tag=27):
+    """This task will bind names of the session when it succeeds (`Bound`), these at least. ``version``: of this run of a cell, larger than that of
+    every run before it in the session.
+    """
+
+    task: bytes
+    version: int
+    names: list[str]
+
+
+class Unbind(_Message, tag=28):
+    """The notebook has bound or deleted these names: what cells up to ``version`` bind them to is not held by them any more."""
+
+    names: list[str]
+    version: int
+
+
+class Take(_Message, tag=29):
+    """These names, bound or to be bound by an earlier job of the session, are this one's from now on."""
+
+    names: list[str]
+
+
 # -- worker to node ---------------------------------------------------------------------------------------------------------------
 
 
@@ -342,7 +367,11 @@ class Item(_Message, tag=43):
 
 
 class Output(_Message, tag=45):
-    """What a task wrote; in both directions. ``stream``: "stdout", "stderr" or "log"."""
+    """What a task wrote; in both directions. ``stream``: "stdout", "stderr", "log" or "display" (then ``text`` is JSON, see ``nbray.worker.display``).
+
+    ``skipped``: lines that the task wrote before this text and that are not sent (its log has them); ``tasks``: other tasks all of whose output
+    is among them. ``end``: the task has ended, after having been held back.
+    """
 
     task: bytes
     stream: str
@@ -350,12 +379,36 @@ class Output(_Message, tag=45):
     name: str = ""
     pid: int = 0
     cell: str = ""
+    skipped: int = 0
+    tasks: int = 0
+    end: bool = False
 
 
 class Leaving(_Message, tag=46):
     """The worker ends after this message (``max_calls`` reached, or the actor left by ``exit_actor``)."""
 
     reason: str
+
+
+class Places(_Message, tag=48):
+    """Where the code of this worker's running tasks is: per task its frames (file, line, function), the innermost last. No values."""
+
+    places: list[tuple[bytes, list[tuple[str, int, str]]]]
+
+
+class Bound(_Message, tag=47):
+    """Before the report of a task that succeeds: it binds ``names`` to these objects (empty: to its own return value) and deletes others.
+
+    ``sizes``: bytes of each value, -1 for a module; ``version`` as in `Names`.
+    """
+
+    task: bytes
+    attempt: int
+    version: int
+    names: list[str]
+    objects: list[bytes]
+    sizes: list[int]
+    deleted: list[str]
 
 
 # -- node to client ---------------------------------------------------------------------------------------------------------------
@@ -502,8 +555,8 @@ class StreamRoom(_Message, tag=86):
 
 ClientToNode = (
     Hello | Register | Function | World | Origin | Submit | CreateActor | Put | Create | Seal | Abort | Get | Unblocked | Hold | Drop | Unpin
-    | Cancel | KillActor | GetActor | Query | Free | StreamAck | Bye | Transient
-    | Done | DoneMany | Failed | Item | Output | Leaving
+    | Cancel | KillActor | GetActor | Query | Free | StreamAck | Bye | Transient | Names | Unbind | Take
+    | Done | DoneMany | Failed | Item | Output | Leaving | Bound | Places
 )  # fmt: skip
 
 NodeToClient = (

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbray import ids
+from nbray import ids, platform
 from nbray.api import context
 from nbray.api.machine import ERROR_KIND, LOCATED, PENDING, READY, VALUE, ClientMachine, Entry, Scope, Stream
 from nbray.api.refs import ObjectRef, ObjectRefGenerator
@@ -33,6 +33,7 @@ from nbray.messages import (
     WORKER,
     ActorInfo,
     ActorOptions,
+    Bound,
     Bye,
     Cancel,
     Create,
@@ -42,6 +43,7 @@ from nbray.messages import (
     GetActor,
     Hello,
     KillActor,
+    Names,
     NodeToClient,
     Origin,
     Output,
@@ -53,8 +55,10 @@ from nbray.messages import (
     Shutdown,
     StreamAck,
     Submit,
+    Take,
     TaskClass,
     Transient,
+    Unbind,
     Unblocked,
     Welcome,
 )
@@ -100,6 +104,7 @@ class LocalEngine(Engine):
             self._lost,
             interrupts or Interrupts(),
             background_reads=not worker,
+            looks=not worker and platform.available_cpus() > 1,
         )
         self.link.tidy = self._tidy
         self.link.after_read = self._call_back
@@ -802,6 +807,34 @@ class LocalEngine(Engine):
         if cell != self._origin:
             self._origin = cell
             self.machine.out.append(Origin(cell))
+
+    def expect_names(self, ref: ObjectRef[Any], version: int, names: Sequence[str]) -> None:
+        """The task that makes ``ref`` will bind these names of the session; ``version`` grows with each run of a cell."""
+        self.machine.out.append(Names(ids.task_of(ref._id), version, list(names)))
+        self.link.later()
+
+    def bind_names(
+        self, version: int, values: Mapping[str, tuple[ObjectRef[Any] | None, int]], deleted: Sequence[str]
+    ) -> None:
+        """In a task: when it succeeds, these names stand for these objects (None: for what it returns); with the bytes of each value."""
+        running = context.current_task.get() or self.running
+        if running is None:
+            return
+        objects = [b"" if ref is None else ref._id for ref, _ in values.values()]
+        sizes = [size for _, size in values.values()]
+        self.machine.out.append(
+            Bound(running.task, running.attempt, version, list(values), objects, sizes, list(deleted))
+        )
+
+    def unbind_names(self, names: Sequence[str], version: int) -> None:
+        """The session holds no longer what these names stand for, nor what cells up to ``version`` will bind them to."""
+        self.machine.out.append(Unbind(list(names), version))
+        self.link.later()
+
+    def take_names(self, names: Sequence[str]) -> None:
+        """These names of the session, which an earlier run of its kernel has left, are this one's."""
+        self.machine.out.append(Take(list(names)))
+        self.link.flush()
 
     def set_transient(self, on: bool) -> None:
         """Whether nobody will come back for this connection, so that the cluster need not wait when it is lost."""

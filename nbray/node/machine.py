@@ -27,6 +27,7 @@ from nbray.messages import (
     WORKER,
     Abort,
     Adopt,
+    Bound,
     Bye,
     Cancel,
     Create,
@@ -45,8 +46,10 @@ from nbray.messages import (
     Item,
     KillActor,
     Leaving,
+    Names,
     Origin,
     Output,
+    Places,
     Put,
     Query,
     Register,
@@ -56,7 +59,9 @@ from nbray.messages import (
     Shutdown,
     StreamAck,
     Submit,
+    Take,
     Transient,
+    Unbind,
     Unblocked,
     Unpin,
     Welcome,
@@ -65,6 +70,9 @@ from nbray.messages import (
 from nbray.node import pool as pools
 from nbray.node.actors import Actors
 from nbray.node.deadlock import find_deadlock
+from nbray.node.looks import Look, Looks
+from nbray.node.names import Names as HeldNames
+from nbray.node.outputs import Outputs
 from nbray.node.peer import Peer
 from nbray.node.pool import Home, PoolEffect, Worker, WorkerPool
 from nbray.node.tasks import Tasks
@@ -113,6 +121,11 @@ class Signal:
 
 
 @dataclass(slots=True, frozen=True)
+class Renew:
+    """Packages were installed: workers are from now on forked from a new zygote; the old one ends with its last worker."""
+
+
+@dataclass(slots=True, frozen=True)
 class Close:
     """Close this connection once its messages are sent."""
 
@@ -126,7 +139,7 @@ class Stop:
     reason: str
 
 
-NodeEffect = TakeTokens | Signal | Close | Stop | PoolEffect | StoreEffect
+NodeEffect = TakeTokens | Signal | Look | Renew | Close | Stop | PoolEffect | StoreEffect
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,8 @@ class NodeConfig:
     inline_limit: int = INLINE_LIMIT
     store_patience: float = 10.0
     inline_total: int = INLINE_TOTAL
+    installed: int = 0
+    """When the last package was installed before the zygote was started: nanoseconds."""
 
 
 class NodeMachine:
@@ -177,8 +192,12 @@ class NodeMachine:
             self.revoke,
         )
         self.values = Values(self)
+        self.names = HeldNames(self)
+        self.looks = Looks(self)
+        self.outputs = Outputs(self)
         self.tasks = Tasks(self)
         self.actors = Actors(self)
+        self.installed = config.installed
         self.complaints: list[str] = []
         """What workers without a session have written: for the log."""
         self.drivers = 0
@@ -217,11 +236,16 @@ class NodeMachine:
             Function: self._on_function,
             World: self._on_world,
             Origin: self._on_origin,
-            Output: self._on_output,
+            Output: self.outputs.on_output,
             Query: self._on_query,
             Leaving: self._on_leaving,
             Bye: self._on_bye,
+            Names: self.names.on_names,
+            Bound: self.names.on_bound,
+            Unbind: self.names.on_unbind,
+            Take: self.names.on_take,
             Transient: self._on_transient,
+            Places: self.looks.on_places,
         }
         self.pool.settle()
 
@@ -245,6 +269,8 @@ class NodeMachine:
         if objects.effects or objects.available or objects.lost or objects.refused or objects.unheld:
             self.values.settle()
         self.scheduler.dispatch(now)
+        if self.outputs.late:
+            self.outputs.settle()
         if self.objects.effects:
             self.values.settle()
         if self.pool.effects:
@@ -260,6 +286,11 @@ class NodeMachine:
             wait = 0.01
         if self.tasks.graces:
             self.tasks.end_graces(now)
+            wait = min(wait, 0.05)
+        if self.outputs.raw:
+            wait = min(wait, self.outputs.tick(now))
+        if self.looks.open:
+            self.looks.expire(now)
             wait = min(wait, 0.05)
         if self.objects.waiting_for_memory:
             self.objects.expire(now, busy=self._busy())
@@ -317,6 +348,8 @@ class NodeMachine:
     def worker_exited(self, number: int, how: str, unread: list[int], now: float) -> None:
         """A worker process has ended; ``how`` for people, ``unread``: the tokens it did not read."""
         self.now = now
+        if number in self.outputs.raw:
+            self.outputs.worker_gone(number)
         worker = self.pool.gone(number)
         if worker is None:
             return
@@ -351,17 +384,14 @@ class NodeMachine:
         ]:
             self.objects.abort(entry.id)
 
-    def raw_output(self, number: int, stream: str, text: str) -> None:
-        """A worker wrote to its file descriptors, which carry no task: it is the one that runs there now."""
+    def raw_output(self, number: int, stream: str, text: str, now: float) -> Output | None:
+        """A worker wrote to its file descriptors: what is to go to its log file."""
+        self.now = now
         worker = self.pool.workers.get(number)
-        if worker is None or worker.peer is None or not worker.peer.session:
+        message = None if worker is None else self.outputs.raw_output(worker, stream, text)
+        if message is None:
             self.complaints.append(f"worker {number}: {text}")
-            return
-        task = worker.pending[0] if worker.pending else None
-        if task is None:
-            self._on_output(worker.peer, Output(b"", stream, text))
-        else:
-            self._on_output(worker.peer, Output(task.id, stream, text, task.name, worker.pid, task.cell))
+        return message
 
     def memory_released(self, number: int, now: float) -> None:
         """The last process with this worker's mapping has ended: its pins go."""
@@ -578,6 +608,10 @@ class NodeMachine:
         self.functions.setdefault(message.function, message.blob)
 
     def _on_world(self, peer: Peer, message: World) -> None:
+        if message.installed > self.installed:
+            self.installed = message.installed
+            self.pool.renew()
+            self.effects.append(Renew())
         if peer.process and message.process != peer.process:
             # They have imported modules that the driver has reloaded since.
             self.pool.dismiss(peer.session, peer.process)
@@ -588,12 +622,6 @@ class NodeMachine:
 
     def _on_origin(self, peer: Peer, message: Origin) -> None:
         peer.cell = message.cell
-
-    def _on_output(self, peer: Peer, message: Output) -> None:
-        message.pid = peer.pid
-        for other in self.peers.values():
-            if other.role == DRIVER and other.session == peer.session:
-                self.send(other, message)
 
     def _on_transient(self, peer: Peer, message: Transient) -> None:
         peer.transient = message.on
@@ -639,6 +667,8 @@ class NodeMachine:
         self.drivers -= 1
         self.unused_since = self.now
         if not same:
+            if not peer.keep:
+                self.names.end_session(peer.session)
             self.actors.end_session(peer.session)
             self.tasks.end_session(peer.session)
             self.pool.dismiss(peer.session)
@@ -659,8 +689,15 @@ class NodeMachine:
 
     def _on_query(self, peer: Peer, message: Query) -> None:
         what = message.what
-        if what in {"objects", "nodes", "resources", "memory"}:
-            data = msgspec.msgpack.encode(self._answer(what))
+        if what == "where":
+            self.looks.where(peer, message)
+            return
+        if what == "why":
+            page = self.looks.why(msgspec.msgpack.decode(message.argument))
+            self.send(peer, Reply(message.request, "", msgspec.msgpack.encode(page)))
+            return
+        if what in {"objects", "nodes", "resources", "memory", "held"}:
+            data = msgspec.msgpack.encode(self._answer(what, message.argument))
             self.send(peer, Reply(message.request, "", data))
             return
 
@@ -677,8 +714,10 @@ class NodeMachine:
 
         self.gcs.query(what, message.argument, self.now, answered)
 
-    def _answer(self, what: str) -> Any:
+    def _answer(self, what: str, argument: bytes) -> Any:
         config = self.config
+        if what == "held":
+            return self.names.rows(msgspec.msgpack.decode(argument, type=str) if argument else "")
         if what == "resources":
             return {"total": self.scheduler.ledger.total, "available": self.scheduler.ledger.free}
         if what == "memory":
@@ -707,6 +746,9 @@ class NodeMachine:
     def name_of(self, holder: int | bytes) -> str:
         """A holder of objects, for people."""
         if isinstance(holder, bytes):
+            name = self.names.name_of(holder)
+            if name:
+                return name
             task = self.tasks.tasks.get(holder)
             return f"task {ids.short(holder)}" if task is not None else f"object {ids.short(holder)}"
         peer = self.peers.get(holder)
@@ -759,6 +801,7 @@ class NodeMachine:
     def check(self) -> None:
         """Assert the invariants of all parts (the simulator does after every step)."""
         self.objects.check()
+        self.names.check()
         self.scheduler.check()
         for task in self.tasks.tasks.values():
             assert not task.terminal, f"{task} is terminal and still live"

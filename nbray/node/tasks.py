@@ -58,6 +58,7 @@ class Tasks:
 
     def __init__(self, node: NodeMachine) -> None:
         self.node = node
+        self._announced = node.names.announced
         self.tasks: dict[bytes, Task] = {}
         self.streams: dict[bytes, Stream] = {}
         self.tombstones: dict[bytes, None] = {}
@@ -289,6 +290,8 @@ class Tasks:
         mean = kind.seconds
         kind.seconds = seconds if mean < 0 else mean + 0.1 * (seconds - mean)
         task.started = message.started
+        if self._announced:
+            self._bind_names(task)
         object_id = task.id + ids.FIRST_INDEX
         entry = self.node.objects.objects.get(object_id)
         if entry is not None and entry.state == PENDING:
@@ -299,6 +302,10 @@ class Tasks:
             self.node.values.sealed(entry)
         self._ended(task, FINISHED, message.started + seconds, len(message.data), "")
         self._after(peer, task)
+
+    def _bind_names(self, task: Task) -> None:
+        if task.id in self._announced:
+            self.node.names.finished(task)
 
     def _after(self, peer: Peer, task: Task) -> None:
         """The worker is free for its next task."""
@@ -327,6 +334,8 @@ class Tasks:
             return
         task.started = message.started
         task.kind.learn(message.seconds)
+        if self._announced:
+            self._bind_names(task)
         owner = self.node.peers.get(task.owner)
         size = 0
         gone: list[Object] = []
@@ -475,6 +484,7 @@ class Tasks:
         task.held = None
         task.oom = False
         task.state = READY
+        self._announced.pop(task.id, None)
         for index in range(max(task.kind.spec.num_returns, 0)):
             self.node.objects.unmake(ids.return_id(task.id, index))
 
@@ -520,9 +530,14 @@ class Tasks:
 
     def _ended(self, task: Task, state: int, finished: float, size: int, error: str) -> None:
         """The task is terminal: it holds nothing any more; its history goes to the GCS."""
+        if self.node.outputs.raw and task.worker is not None:
+            self.node.outputs.ended(task.id, task.worker)
         task.state = state
         self.tasks.pop(task.id, None)
         self.node.values.over(task)
+        names = self.node.names
+        if names.expected or names.announced or names.remade:
+            names.ended(task)
         submit = task.submit
         if submit.deps is not None or submit.refs is not None or submit.args_object:
             if task.kind.spec.kind != CREATE_ACTOR or not self.node.actors.may_restart(task):
@@ -607,6 +622,7 @@ class Tasks:
                 producer.cancelled = False
                 producer.state = WAITING
                 self.tasks[producer.id] = producer
+                self.node.names.remade[producer.id] = None
                 if streaming:
                     stream = self.streams.get(producer.id)
                     if stream is None:

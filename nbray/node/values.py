@@ -193,6 +193,7 @@ class Values:
         text = f"object {ids.short(entry.id)} was released by free(); run the code that made it again"
         self.table.seal_inline(entry, ERROR_KIND, encode_system_error("ObjectFreedError", text), None)
         self.node.gcs.facts.append(ObjectEvent(entry.id, "FREED", self.node.now))
+        self.node.names.freed(entry)
 
     # -- a value is there
 

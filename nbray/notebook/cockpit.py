@@ -15,6 +15,7 @@ from nbray.notebook import lifecycle
 from nbray.notebook.cards import Card
 from nbray.notebook.following import Follower
 from nbray.notebook.interrupting import Interrupts
+from nbray.notebook.names import HeldNames
 from nbray.notebook.output import Router
 
 
@@ -46,7 +47,8 @@ class Cockpit:
         self.shell = shell
         self.static = config.settings().static
         self.router = Router(shell, plain=self.static)
-        self.followers: list[Follower] = []
+        self.names = HeldNames(shell.user_ns)
+        self.followers: list[Follower] = [self.names]
         self.interrupts = Interrupts(shell, self.say)
         self._kernel = secrets.token_hex(4)
         self._runs = 0
@@ -97,6 +99,7 @@ class Cockpit:
         self.interrupts.end(self.cell.label, result)
         world.note_modules()
         functions.release_stale()
+        self.names.look()
 
     def _number(self, info: Any) -> int:
         """What ``In[n]`` will show. Newer versions of IPython have counted up when the cell begins; the history is written later in all."""
@@ -118,6 +121,7 @@ class Cockpit:
         if engine.on_output is not None:  # else nbray.init(log_to_driver=False)
             engine.on_output = self._on_output
         engine.set_origin(self.cell.label)
+        self.names.connected(engine)
         session.decide_exit(functools.partial(lifecycle.stop_at_exit, self.shell))
         if not lifecycle.may_come_back(self.shell):
             # nbval and others end their kernels by SIGKILL.

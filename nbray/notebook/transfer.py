@@ -78,6 +78,10 @@ class Packed:
     """name -> the function that reads it, for names that the cell itself does not mention."""
     carrying: set[str]
     """Names whose values mention refs."""
+    out_of_band: dict[str, int]
+    """Bytes of each value that are not in the pickle itself."""
+    pickler: NamespacePickler
+    """Knows what it has met."""
 
 
 def pack(
@@ -139,6 +143,7 @@ class _Attempt:
         self.needed_by = dict(needed_by)
         self.late = False
         self._sizes: dict[str, int] = {}
+        self._out_of_band: dict[str, int] = {}
         self._carrying: set[str] = set()
         for name in wanted:
             if name in namespace:
@@ -175,13 +180,15 @@ class _Attempt:
         return None
 
     def _dump(self, name: str, value: Any) -> Exception | None:
-        before = self._file.tell() + self._pickler.out_of_band
+        apart = self._pickler.out_of_band
+        before = self._file.tell() + apart
         carried = len(self._pickler.carried)
         try:
             self._pickler.dump(value)
         except Exception as error:  # noqa: BLE001  (whatever a user's __reduce__ raises)
             return error
         self._sizes[name] = self._file.tell() + self._pickler.out_of_band - before
+        self._out_of_band[name] = self._pickler.out_of_band - apart
         self._parcel.names.append(name)
         if len(self._pickler.carried) > carried:
             self._carrying.add(name)
@@ -201,7 +208,15 @@ class _Attempt:
         # Its bytes, not a view: a file that is collected while a view of it lives raises.
         self._parcel.head = pickle.PickleBuffer(self._file.getvalue())
         self._parcel.size = self._file.tell() + self._pickler.out_of_band
-        return Packed(self._parcel, self._left, self._sizes, self.needed_by, self._carrying)
+        return Packed(
+            self._parcel,
+            self._left,
+            self._sizes,
+            self.needed_by,
+            self._carrying,
+            self._out_of_band,
+            self._pickler,
+        )
 
 
 def unpack(parcel: Parcel, namespace: dict[str, Any], *, refresh_classes: bool = False) -> dict[str, Any]:

@@ -1,0 +1,250 @@
+"""What the names of notebooks stand for: holders of objects that no process's end takes away. Pure; part of the node's machine.
+
+A cell that runs on the cluster binds names of its notebook's session when it succeeds. The node holds what they stand for until the notebook binds
+or deletes the name itself (`Unbind`), another cell binds it, somebody frees the value, or the session ends on purpose: not when the
+kernel dies. Each run of a cell has a ``version``, larger than those of all runs before it, so that a slow cell never takes a name back from
+one that was submitted later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from nbray import ids
+from nbray.events import NameRow
+from nbray.gcs.messages import NameBind, NameUnbind
+from nbray.store import holders as holder_sets
+from nbray.store import objects as store
+
+if TYPE_CHECKING:
+    from nbray import messages as m
+    from nbray.node.machine import NodeMachine
+    from nbray.node.peer import Peer
+    from nbray.scheduler.task import Task
+    from nbray.store.objects import Object
+
+_PREFIX = b"name\0"
+"""Holders that are names start with this; ids are 16, 20, 32 or 36 bytes, which these need not differ from: no id has this prefix but by chance."""
+
+Key = tuple[str, str]
+
+
+class Binding:
+    """What a name stands for. ``size``: bytes of its own share of the object, -1 for a module."""
+
+    __slots__ = ("cell", "job", "object", "size", "version")
+
+    def __init__(self, object_id: bytes, version: int, job: int, cell: str, size: int) -> None:
+        self.object = object_id
+        self.version = version
+        self.job = job
+        self.cell = cell
+        self.size = size
+
+
+class Expected:
+    """A task that will bind names when it succeeds. ``dropped``: those that the notebook has bound itself since."""
+
+    __slots__ = ("cell", "dropped", "job", "names", "session", "version")
+
+    def __init__(self, session: str, version: int, job: int, names: list[str], cell: str) -> None:
+        self.session = session
+        self.version = version
+        self.job = job
+        self.names = names
+        self.cell = cell
+        self.dropped: set[str] = set()
+
+
+class Names:
+    """The names of all sessions."""
+
+    def __init__(self, node: NodeMachine) -> None:
+        self.node = node
+        self.bound: dict[Key, Binding] = {}
+        self.expected: dict[bytes, Expected] = {}
+        self.announced: dict[bytes, m.Bound] = {}
+        """What running tasks say they will have bound, until they end."""
+        self.remade: dict[bytes, None] = {}
+        """Tasks that run again only because a value was lost: the names are what they were."""
+
+    # -- messages
+
+    def on_names(self, peer: Peer, message: m.Names) -> None:
+        if message.task in self.node.tasks.tasks:
+            self.expected[message.task] = Expected(
+                peer.session, message.version, peer.job, message.names, peer.cell
+            )
+
+    def on_bound(self, peer: Peer, message: m.Bound) -> None:
+        worker = peer.worker
+        if worker is not None and any(
+            task.id == message.task and task.attempt == message.attempt for task in worker.pending
+        ):
+            self.announced[message.task] = message
+
+    def on_unbind(self, peer: Peer, message: m.Unbind) -> None:
+        for name in message.names:
+            self._unbind((peer.session, name), message.version)
+        for expected in self.expected.values():
+            if expected.session == peer.session and expected.version <= message.version:
+                expected.dropped.update(message.names)
+
+    def on_take(self, peer: Peer, message: m.Take) -> None:
+        for name in message.names:
+            binding = self.bound.get((peer.session, name))
+            if binding is not None and binding.job != peer.job:
+                binding.job = peer.job
+                self._record((peer.session, name), binding)
+        for expected in self.expected.values():
+            if expected.session == peer.session and not expected.dropped.issuperset(expected.names):
+                expected.job = peer.job if set(expected.names) & set(message.names) else expected.job
+
+    # -- what happens to tasks and objects
+
+    def finished(self, task: Task) -> None:
+        """The task has succeeded with what it announced; its values are there, or are sealed right after this."""
+        message = self.announced.pop(task.id)
+        expected = self.expected.pop(task.id, None)
+        if task.id in self.remade:
+            return
+        job = expected.job if expected is not None else self.node.job_of(task)
+        for name, object_id, size in zip(message.names, message.objects, message.sizes, strict=True):
+            if expected is None or name not in expected.dropped:
+                self._bind(
+                    (task.session, name),
+                    Binding(object_id or ids.return_id(task.id, 0), message.version, job, task.cell, size),
+                )
+        for name in message.deleted:
+            self._unbind((task.session, name), message.version)
+
+    def ended(self, task: Task) -> None:
+        """The task is over: what it has not bound, it will not bind."""
+        self.expected.pop(task.id, None)
+        self.announced.pop(task.id, None)
+        self.remade.pop(task.id, None)
+
+    def freed(self, entry: Object) -> None:
+        """Somebody has released the value: its names stand for nothing."""
+        for key in list(self._names_of(entry)):
+            self._unbind(key, self.bound[key].version)
+
+    def end_session(self, session: str) -> None:
+        """The notebook has ended on purpose."""
+        for key in [key for key in self.bound if key[0] == session]:
+            self._unbind(key, self.bound[key].version)
+        for expected in self.expected.values():
+            if expected.session == session:
+                expected.dropped.update(expected.names)
+
+    # -- questions
+
+    def name_of(self, holder: bytes) -> str:
+        """For people: the variable that holds an object, "" if the holder is no name."""
+        if not holder.startswith(_PREFIX):
+            return ""
+        session, _, name = holder[len(_PREFIX) :].decode().rpartition("\0")
+        return f"variable {name} of {session}"
+
+    def rows(self, session: str = "") -> list[NameRow]:
+        """What names stand for and what running tasks will bind, in this session or all."""
+        jobs = {peer.job for peer in self.node.peers.values() if peer.job}
+        rows = []
+        for (owner, name), binding in self.bound.items():
+            if not session or owner == session:
+                entry = self.node.objects.objects.get(binding.object)
+                state = "LOST" if entry is None or entry.is_error else _STATES.get(entry.state, "READY")
+                live = binding.job in jobs
+                rows.append(
+                    NameRow(
+                        owner,
+                        name,
+                        binding.object,
+                        b"",
+                        binding.job,
+                        binding.cell,
+                        binding.version,
+                        binding.size,
+                        state,
+                        live,
+                    )
+                )
+        for task_id, expected in self.expected.items():
+            task = self.node.tasks.tasks.get(task_id)
+            if task is not None and (not session or expected.session == session):
+                cell, version, live = task.cell, expected.version, expected.job in jobs
+                rows += [
+                    NameRow(
+                        expected.session,
+                        name,
+                        ids.return_id(task_id, 0),
+                        task_id,
+                        expected.job,
+                        cell,
+                        version,
+                        0,
+                        "RUNNING",
+                        live,
+                    )
+                    for name in expected.names
+                    if name not in expected.dropped
+                ]
+        return rows
+
+    def check(self) -> None:
+        """Assert that names and holders agree."""
+        for key, binding in self.bound.items():
+            entry = self.node.objects.objects.get(binding.object)
+            assert entry is not None, f"{key} stands for an object that is gone"
+            assert holder_sets.contains(entry.holders, _holder(key)), f"{key} does not hold its object"
+        for entry in self.node.objects.objects.values():
+            for key in self._names_of(entry):
+                assert self.bound[key].object == entry.id, f"{key} holds two objects"
+        for task_id in [*self.expected, *self.announced, *self.remade]:
+            assert task_id in self.node.tasks.tasks, (
+                f"names wait for task {ids.short(task_id)}, which has ended"
+            )
+
+    # -- inside
+
+    def _names_of(self, entry: Object) -> Iterator[Key]:
+        for holder in holder_sets.each(entry.holders):
+            if isinstance(holder, bytes) and holder.startswith(_PREFIX):
+                session, _, name = holder[len(_PREFIX) :].decode().rpartition("\0")
+                yield session, name
+
+    def _bind(self, key: Key, binding: Binding) -> None:
+        before = self.bound.get(key)
+        entry = self.node.objects.objects.get(binding.object)
+        if entry is None or (before is not None and before.version > binding.version):
+            return
+        holder = _holder(key)
+        entry.holders = holder_sets.add(entry.holders, holder)
+        self.bound[key] = binding
+        if before is not None and before.object != binding.object:
+            self._let_go(before, holder)
+        self._record(key, binding)
+
+    def _unbind(self, key: Key, version: int) -> None:
+        binding = self.bound.get(key)
+        if binding is None or binding.version > version:
+            return
+        del self.bound[key]
+        self._let_go(binding, _holder(key))
+        self.node.operate(NameUnbind(*key), None)
+
+    def _let_go(self, binding: Binding, holder: bytes) -> None:
+        entry = self.node.objects.objects.get(binding.object)
+        if entry is not None:
+            self.node.values.release(entry, holder)
+
+    def _record(self, key: Key, binding: Binding) -> None:
+        self.node.operate(NameBind(*key, binding.object, binding.job, binding.cell), None)
+
+
+_STATES = {store.SPILLED: "SPILLED", store.RESTORING: "SPILLED"}
+
+
+def _holder(key: Key) -> bytes:
+    return _PREFIX + f"{key[0]}\0{key[1]}".encode()
