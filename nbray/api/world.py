@@ -1,7 +1,7 @@
 """The driver's world, as its tasks are to see it: what changes in it is noticed at the next submission (design section 3).
 
-Working directory, environment, ``sys.path``, and the user's own modules (those that come neither with Python nor from an installed package) as this
-process has loaded them. A module's source is taken when it is first seen (in a notebook: after the cell that imports it) and again when it was reloaded: what is edited on disk and not reloaded
+Working directory, environment, ``sys.path``, what is installed, and the user's own modules (those that come neither with Python nor from an installed
+package) as this process has loaded them. A module's source is taken when it is first seen (in a notebook: after the cell that imports it) and again when it was reloaded: what is edited on disk and not reloaded
 is not what runs here, so it is not what runs in tasks.
 """
 
@@ -13,12 +13,14 @@ import site
 import sys
 import sysconfig
 import threading
+import time
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from nbray import ids
+from nbray.installed import InstalledWatch
 from nbray.messages import World as WorldMessage
 from nbray.worker.world import Module, World, encode, standard_names
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 _NEVER = frozenset({"__main__", "__mp_main__", "nbray"})
 """Top-level names that are nobody's modules: what is in ``__main__`` travels by value, nbray is there already."""
+
+INSTALLED_LOOK = 0.02
+"""Seconds between looks at what is installed while tasks are submitted; a new cell looks at once."""
 
 
 class WorldWatch:
@@ -39,7 +44,10 @@ class WorldWatch:
         self._lock = threading.Lock()
         self._modules = _modules
         self._known: set[bytes] = set()
-        self._sent = (b"", b"")
+        self._sent = (b"", b"", 0)
+        self._installed: InstalledWatch | None = None
+        self._search: list[str] = []
+        self._due = 0.0
         self._directory = ""
         self._environment: dict[bytes, bytes] = {}
         self._path: list[str] = []
@@ -53,6 +61,8 @@ class WorldWatch:
     def check(self) -> None:
         """Notice changes. A reload leaves its trace in ``sys.modules``: the module becomes the last one there, with a new ``__spec__``."""
         modules = sys.modules
+        if time.monotonic() >= self._due:
+            self._look_at_packages()
         try:
             last = next(reversed(modules))
             if (
@@ -67,6 +77,12 @@ class WorldWatch:
             pass  # No directory any more, or another thread is importing: look closely.
         with self._lock:
             self._look()
+
+    def _look_at_packages(self) -> None:
+        with self._lock:
+            if self._installed is not None and self._installed.look(self._search):
+                self._look()
+            self._due = time.monotonic() + INSTALLED_LOOK
 
     def _look(self) -> None:
         """What has changed is sent before it is remembered, so that no thread submits into a world that the node does not know."""
@@ -84,11 +100,17 @@ class WorldWatch:
         trace = self._modules.trace
         found = self._found
         main = sys.modules.get("__main__")
+        self._search = [os.path.join(directory, entry) for entry in search if type(entry) is str]
+        if self._installed is None:
+            shared = self._engine.welcome.details.get("packages", "")
+            self._installed = InstalledWatch(filter(None, shared.split(os.pathsep)))
+        self._installed.look(self._search)
+        installed = self._installed.shared
         blob = encode(
             World(
                 os.fsencode(directory),
                 environment,
-                [os.fsencode(os.path.join(directory, entry)) for entry in search if type(entry) is str],
+                [os.fsencode(entry) for entry in self._search],
                 found,
                 self._standard,
                 _main(main, directory),
@@ -97,18 +119,22 @@ class WorldWatch:
         )
         world = ids.content_id(blob, 8)
         process = ids.content_id(
-            self._engine.welcome.execution + msgspec.msgpack.encode(self._modules.changed()), 8
+            self._engine.welcome.execution
+            + msgspec.msgpack.encode((self._modules.changed(), self._installed.changes())),
+            8,
         )
-        if (world, process) != self._sent:
+        if (world, process, installed) != self._sent:
             sources = [module.source for module in found if module.source]
             for module in found:
                 if module.source:
                     self._engine.add_blob(module.source, self._modules.sources[module.source], module.name)
             self._engine.machine.out.append(
-                WorldMessage(world, b"" if world in self._known else blob, process, sources or None)
+                WorldMessage(
+                    world, b"" if world in self._known else blob, process, sources or None, installed
+                )
             )
             self._known.add(world)
-            self._sent = (world, process)
+            self._sent = (world, process, installed)
         self._directory, self._environment, self._path = directory, environment, search
         self._trace = trace
         self._last = getattr(loaded[-1][1], "__spec__", None)

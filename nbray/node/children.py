@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from nbray import config, platform
 from nbray.clusters import Paths, python_command
-from nbray.worker.zygote_protocol import MESSAGE, decode, encode_fork, encode_signal
+from nbray.worker.zygote_protocol import MESSAGE, decode, encode_fork, encode_retire, encode_signal
 
 if TYPE_CHECKING:
     from nbray.node.machine import NodeConfig
@@ -33,6 +33,8 @@ class Children:
         self._arena = arena
         self._config = config
         self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
+        self._retired: dict[socket.socket, subprocess.Popen[bytes]] = {}
+        """Zygotes of before an installation, which end with their last worker."""
         self.head_watch: int | None = None
         """Readable when the head has ended."""
         platform.adopt_orphans()
@@ -61,18 +63,31 @@ class Children:
         ours.setblocking(False)
         self.zygote = ours
 
-    def restart_zygote(self, workers: list[int]) -> None:
-        """After it has ended: reap its workers (these pids) and what they have left behind, then start another one."""
-        self.zygote.close()
-        self.zygote_process.kill()
-        self.zygote_process.wait()
-        self._reap_orphans(workers)
+    def start_zygote(self) -> None:
+        """Start another one after the last has ended."""
         self._start_zygote()
+
+    def renew_zygote(self) -> None:
+        """Start another one for the workers to come; this one goes on for those that it has forked."""
+        self._tell(encode_retire(), [])
+        self._retired[self.zygote] = self.zygote_process
+        self._start_zygote()
+
+    def zygote_ended(self, zygote: socket.socket, workers: list[int]) -> None:
+        """A zygote, this one or a retired one, has ended: reap it, its workers (these pids) and what they have left behind."""
+        process = self._retired.pop(zygote, self.zygote_process)
+        zygote.close()
+        process.kill()
+        process.wait()
+        self._reap_orphans(workers)
 
     def _reap_orphans(self, workers: list[int]) -> None:
         deadline = time.monotonic() + END_SECONDS
         while time.monotonic() < deadline:
-            orphans = [pid for pid in platform.children_of_this_process() if pid != self.head_process.pid]
+            ours = {
+                process.pid for process in (self.head_process, self.zygote_process, *self._retired.values())
+            }
+            orphans = [pid for pid in platform.children_of_this_process() if pid not in ours]
             if not orphans:
                 return
             for pid in orphans:
@@ -98,25 +113,30 @@ class Children:
 
     def signal(self, number: int, what: int, *, group: bool) -> None:
         """Send a signal to a worker or its process group, if it has not ended."""
-        self._tell(encode_signal(number, what, group=group), [])
+        packet = encode_signal(number, what, group=group)
+        self._tell(packet, [])
+        for zygote in self._retired:
+            # Only the one that has forked it knows its number.
+            self._tell(packet, [], zygote)
 
-    def _tell(self, packet: bytes, fds: list[int]) -> None:
+    def _tell(self, packet: bytes, fds: list[int], zygote: socket.socket | None = None) -> None:
+        zygote = zygote or self.zygote
         try:
             try:
-                socket.send_fds(self.zygote, [packet], fds)
+                socket.send_fds(zygote, [packet], fds)
             except BlockingIOError:
-                self.zygote.setblocking(True)
-                socket.send_fds(self.zygote, [packet], fds)
-                self.zygote.setblocking(False)
+                zygote.setblocking(True)
+                socket.send_fds(zygote, [packet], fds)
+                zygote.setblocking(False)
         except OSError:
             pass  # The zygote is gone; its end-of-file starts another one, and its workers are reported as ended.
 
-    def zygote_messages(self) -> list[tuple[str, int, int, int]]:
-        """What the zygote reports: ("forked" or "exited" or "gone", worker, pid, wait status)."""
+    def zygote_messages(self, zygote: socket.socket) -> list[tuple[str, int, int, int]]:
+        """What a zygote reports: ("forked" or "exited" or "gone", worker, pid, wait status)."""
         found: list[tuple[str, int, int, int]] = []
         while True:
             try:
-                data = self.zygote.recv(MESSAGE.size)
+                data = zygote.recv(MESSAGE.size)
             except BlockingIOError:
                 return found
             except OSError:
@@ -172,12 +192,13 @@ class Children:
     def close(self, *, workers: bool) -> None:
         """End both, with the workers if there may be any, and wait for them."""
         os.close(self._life_write)
-        self.zygote.close()
+        for zygote in (self.zygote, *self._retired):
+            zygote.close()
         if not workers:
             # It may still import what its first worker would need.
             self.zygote_process.kill()
         deadline = time.monotonic() + END_SECONDS
-        for process in (self.zygote_process, self.head_process):
+        for process in (self.zygote_process, *self._retired.values(), self.head_process):
             try:
                 process.wait(max(deadline - time.monotonic(), 0.01))
             except subprocess.TimeoutExpired:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 STARTING, SPARE, IDLE, BUSY, ACTOR, ENDING, GONE = range(7)
 STATE_NAMES = ("STARTING", "SPARE", "IDLE", "BUSY", "ACTOR", "ENDING", "GONE")
 
+OUTDATED = "packages were installed since it was started"
+
 Home = tuple[str, bytes, tuple[int, ...], int]
 """Session, environment, GPU ids, threads for numeric libraries."""
 
@@ -32,11 +34,11 @@ class Worker:
     """A worker process. ``pending``: tasks dispatched to it and not reported, in the order of their runs; the first one is running."""
 
     __slots__ = (
-        "actor", "blocked", "calls", "cpu_given", "functions", "gpus", "held", "home", "idle_since", "kinds", "number", "peer", "pending", "pid", "run",
+        "actor", "blocked", "calls", "cpu_given", "functions", "generation", "gpus", "held", "home", "idle_since", "kinds", "number", "peer", "pending", "pid", "run",
         "shape", "since", "state", "tokens", "unread", "why", "world",
     )  # fmt: skip
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, generation: int = 0) -> None:
         self.number = number
         self.pid = 0
         self.state = STARTING
@@ -60,6 +62,8 @@ class Worker:
         self.unread: set[int] = set()
         """Once it has died: the runs whose tokens it never read, so they never started."""
         self.why = ""
+        self.generation = generation
+        """How often packages had been installed when it was forked."""
 
     def __repr__(self) -> str:
         return f"<Worker {self.number} pid {self.pid} {STATE_NAMES[self.state]}>"
@@ -91,6 +95,7 @@ class WorkerPool:
         self.effects: list[PoolEffect] = []
         self.spares_wanted = spares
         self.limit = limit
+        self.generation = 0
         self._numbers = 0
         self._spare: list[Worker] = []
         self._idle: dict[Home, list[Worker]] = {}
@@ -115,7 +120,7 @@ class WorkerPool:
         room = self.limit - len(self.workers)
         for _ in range(min(missing, max(room, 0))):
             self._numbers += 1
-            worker = self.workers[self._numbers] = Worker(self._numbers)
+            worker = self.workers[self._numbers] = Worker(self._numbers, self.generation)
             self._starting += 1
             self.effects.append(Fork(worker.number))
 
@@ -134,6 +139,9 @@ class WorkerPool:
     def rest(self, worker: Worker, now: float) -> None:
         """The worker has nothing more to do for now."""
         assert worker.home is not None
+        if worker.generation != self.generation:
+            self.end(worker, OUTDATED)
+            return
         worker.state = IDLE
         worker.idle_since = now
         self._idle.setdefault(worker.home, []).append(worker)
@@ -174,6 +182,13 @@ class WorkerPool:
         for worker in idle[: max(len(idle) - keep, 0)]:
             if now - worker.idle_since >= after:
                 self.end(worker, "idle")
+
+    def renew(self) -> None:
+        """Packages were installed: nothing is given to workers that may have loaded what was there before. Those that run something go on."""
+        self.generation += 1
+        for worker in list(self.workers.values()):
+            if worker.state in (STARTING, SPARE, IDLE):
+                self.end(worker, OUTDATED)
 
     def idle_count(self) -> int:
         return sum(len(same) for same in self._idle.values())

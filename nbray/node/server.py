@@ -24,10 +24,11 @@ from nbray.clusters import Paths
 from nbray.gcs.client import GcsClient
 from nbray.gcs.messages import PROTOCOL as GCS_PROTOCOL
 from nbray.gcs.messages import HeadToNode, RegisterNode
+from nbray.installed import modified, package_directories
 from nbray.messages import DRIVER, ClientToNode
 from nbray.node.children import Children
 from nbray.node.disk import Disk
-from nbray.node.machine import Close, NodeConfig, NodeMachine, Signal, Stop, TakeTokens
+from nbray.node.machine import Close, NodeConfig, NodeMachine, Renew, Signal, Stop, TakeTokens
 from nbray.node.peer import Peer
 from nbray.node.pool import Fork, Kill
 from nbray.store.memory import SharedMemory
@@ -84,7 +85,7 @@ class Backoff:
 class WorkerLink:
     """What the shell has of a worker besides its connection: the pipes that outlive it."""
 
-    __slots__ = ("connection", "interrupt", "output", "pid", "token_read", "token_write")
+    __slots__ = ("connection", "interrupt", "output", "pid", "token_read", "token_write", "zygote")
 
     def __init__(
         self,
@@ -93,12 +94,14 @@ class WorkerLink:
         token_write: int,
         interrupt: int,
         output: list[tuple[str, int]],
+        zygote: socket.socket,
     ) -> None:
         self.connection = connection
         self.token_read = token_read
         self.token_write = token_write
         self.interrupt = interrupt
         self.output = output
+        self.zygote = zygote
         self.pid = 0
 
 
@@ -120,6 +123,10 @@ class NodeServer:
         """Workers to be forked when `fork_at` has come."""
         self.fork_at = 0.0
         self.fork_pace = Backoff()
+        self.zygote_at = 0.0
+        """When the next zygote is to be started; 0 while one runs."""
+        self.zygote_pace = Backoff()
+        self.zygote_pace.started(time.monotonic())
         self.numbers = 0
         self.stop_reason = ""
         self.memory = SharedMemory.create(config.span, portable=portable, directory=paths.spill)
@@ -153,7 +160,7 @@ class NodeServer:
         self.next_memory = 0.0
         self.head_gone_since = time.monotonic()
         self.watch(self.listener.fileno(), self._accept)
-        self.watch(self.children.zygote.fileno(), self._zygote_speaks)
+        self._watch_zygote()
         self.watch(self.disk.wake, self._disk_done)
         self.watch(self.wake_read, self._woken)
         if self.children.head_watch is not None:
@@ -205,10 +212,12 @@ class NodeServer:
             self._perform()
             if now >= self.next_tick:
                 self.next_tick = now + machine.tick(now)
-                while self.forks and now >= self.fork_at:
+                if self.zygote_at and now >= self.zygote_at:
+                    self._start_zygote(now)
+                while self.forks and now >= self.fork_at and not self.zygote_at:
                     self._fork(self.forks.popleft())
-                if self.forks:
-                    self.next_tick = min(self.next_tick, self.fork_at)
+                if self.forks or self.zygote_at:
+                    self.next_tick = min(self.next_tick, max(self.fork_at, self.zygote_at))
                 self._watch_memory(now)
                 machine.settle(now)
                 self._perform()
@@ -311,6 +320,8 @@ class NodeServer:
             self.disk.restore(effect.object, effect.offset, effect.size)
         elif kind is DeleteSpilled:
             self.disk.delete(effect.object)
+        elif kind is Renew:
+            self._renew_zygote()
         elif kind is Close:
             self._drop(effect.peer)
         elif kind is Stop:
@@ -396,9 +407,9 @@ class NodeServer:
 
     def _fork(self, number: int) -> None:
         now = time.monotonic()
-        if now < self.fork_at:
+        if now < self.fork_at or self.zygote_at:
             self.forks.append(number)
-            self.next_tick = min(self.next_tick, self.fork_at)
+            self.next_tick = min(self.next_tick, max(self.fork_at, self.zygote_at))
             return
         self.fork_pace.started(now)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -414,6 +425,7 @@ class NodeServer:
             token_write,
             interrupt_write,
             [("stdout", out_read), ("stderr", err_read)],
+            self.children.zygote,
         )
         peer_number = connection.number
 
@@ -447,15 +459,32 @@ class NodeServer:
             link.output = [other for other in link.output if other[1] != fd]
         return False
 
-    def _zygote_speaks(self, _mask: int) -> None:
-        for kind, number, pid, status in self.children.zygote_messages():
+    def _watch_zygote(self) -> None:
+        zygote = self.children.zygote
+        self.watch(zygote.fileno(), lambda _: self._zygote_speaks(zygote))
+
+    def _renew_zygote(self) -> None:
+        if not self.zygote_at:
+            log.warning("packages were installed: workers are forked from a new zygote")
+            self.children.renew_zygote()
+            self.zygote_pace.started(time.monotonic())
+            self._watch_zygote()
+
+    def _start_zygote(self, now: float) -> None:
+        self.zygote_at = 0.0
+        self.zygote_pace.started(now)
+        self.children.start_zygote()
+        self._watch_zygote()
+
+    def _zygote_speaks(self, zygote: socket.socket) -> None:
+        for kind, number, pid, status in self.children.zygote_messages(zygote):
             link = self.links.get(number)
             if kind == "forked" and link is not None:
                 link.pid = pid
             elif kind == "exited" and link is not None:
                 self._worker_exited(number, link, status)
             elif kind == "gone":
-                self._zygote_died()
+                self._zygote_died(zygote)
                 return
 
     def _worker_exited(self, number: int, link: WorkerLink, status: int) -> None:
@@ -488,12 +517,19 @@ class NodeServer:
             self.fork_at = self.fork_pace.ended(now)
         self.machine.worker_exited(number, how_it_ended(status), unread, now)
 
-    def _zygote_died(self) -> None:
-        log.warning("the zygote has ended and is started again; its workers are gone")
-        self.unwatch(self.children.zygote.fileno())
-        links = list(self.links.items())
-        self.children.restart_zygote([link.pid for _, link in links if link.pid])
-        self.watch(self.children.zygote.fileno(), self._zygote_speaks)
+    def _zygote_died(self, zygote: socket.socket) -> None:
+        self.unwatch(zygote.fileno())
+        current = zygote is self.children.zygote
+        links = [(number, link) for number, link in self.links.items() if link.zygote is zygote]
+        self.children.zygote_ended(zygote, [link.pid for _, link in links if link.pid])
+        if current:
+            log.warning("the zygote has ended and is started again; its workers are gone")
+            now = time.monotonic()
+            self.zygote_at = self.zygote_pace.ended(now)
+            if self.zygote_at <= now:
+                self._start_zygote(now)
+            else:
+                self.next_tick = min(self.next_tick, self.zygote_at)
         for number, link in links:
             self._worker_exited(number, link, signal.SIGKILL)
 
@@ -698,6 +734,7 @@ def main() -> None:
         filename=told["log"], level=told["log_level"], format="%(asctime)s %(name)s %(levelname)s %(message)s"
     )
     paths = Paths(**told["paths"])
+    packages = package_directories(sys.path)
     config = NodeConfig(
         node=told["node"],
         name=told["name"],
@@ -705,12 +742,13 @@ def main() -> None:
         resources=told["resources"],
         store_limit=told["store_limit"],
         span=told["span"],
-        details=told["details"],
+        details=told["details"] | {"packages": os.pathsep.join(packages)},
         ttl=told["ttl"],
         pid=os.getpid(),
         socket=paths.node_socket,
         spares=told["spares"],
         store_patience=told["store_patience"],
+        installed=modified(packages),
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     lock = paths.lock()

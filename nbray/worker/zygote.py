@@ -1,7 +1,7 @@
 """The zygote: a process that has imported what workers need and forks them in 2 ms (design section 3).
 
 Single-threaded when it forks, and it uses nothing it has imported: no thread pool, no random state, no Arrow memory is inherited. It reaps its
-workers and reports how they ended. When its node has ended, so do the workers and all that they have started, then the zygote.
+workers and reports how they ended. When packages are installed, another zygote takes its place and it ends with its last worker. When its node has ended, so do the workers and all that they have started, then the zygote.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class Zygote:
         self.pids: dict[int, int] = {}
         """Worker -> pid, of those that are not reaped."""
         self.numbers: dict[int, int] = {}
+        self.retired = False
+        """Whether another zygote forks the workers from now on."""
         self.wake_read, self.wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
@@ -75,13 +77,15 @@ class Zygote:
                         self._reap()
                     elif not self._serve():
                         return
+                if self.retired and not self.pids:
+                    return
         except (BrokenPipeError, ConnectionResetError):
             return  # The node has ended between two packets.
         finally:
             self._end_all()
 
     def _serve(self) -> bool:
-        from nbray.worker.zygote_protocol import FORK, MESSAGE, decode_order
+        from nbray.worker.zygote_protocol import FORK, MESSAGE, RETIRE, decode_order
 
         data, fds, _, _ = socket.recv_fds(self.node, MESSAGE.size, WORKER_FDS)
         if not data:
@@ -89,6 +93,8 @@ class Zygote:
         kind, number, sent, group = decode_order(data)
         if kind == FORK:
             self._fork(number, fds)
+        elif kind == RETIRE:
+            self.retired = True
         elif (pid := self.pids.get(number)) is not None:
             _signal(pid, sent, group)
         return True

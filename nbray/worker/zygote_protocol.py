@@ -8,7 +8,7 @@ from __future__ import annotations
 from struct import Struct
 
 MESSAGE = Struct("<iiii")
-FORK, SIGNAL = 1, 2
+FORK, SIGNAL, RETIRE = 1, 2, 5
 _FORKED, _EXITED = 3, 4
 _NAMES = {_FORKED: "forked", _EXITED: "exited"}
 
@@ -23,8 +23,13 @@ def encode_signal(number: int, signal: int, *, group: bool) -> bytes:
     return MESSAGE.pack(SIGNAL, number, signal, group)
 
 
+def encode_retire() -> bytes:
+    """No more workers will be asked for: end with the last one."""
+    return MESSAGE.pack(RETIRE, 0, 0, 0)
+
+
 def decode_order(data: bytes) -> tuple[int, int, int, bool]:
-    """(`FORK` or `SIGNAL`, worker, signal, whether to its group)."""
+    """(`FORK`, `SIGNAL` or `RETIRE`, worker, signal, whether to its group)."""
     kind, number, signal, group = MESSAGE.unpack(data)
     return kind, number, signal, bool(group)
 

@@ -147,6 +147,7 @@ class Script:
         *arguments: str,
         cwd: Path | None = None,
         variables: Mapping[str, str | None] | None = None,
+        python: Path | None = None,
         **more: str,
     ) -> None:
         path.write_text(PRELUDE + code)
@@ -157,7 +158,7 @@ class Script:
             else:
                 environment[name] = value
         self.process = subprocess.Popen(
-            [sys.executable, str(path), *arguments],
+            [str(python or sys.executable), str(path), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -251,10 +252,11 @@ def script(
     *arguments: str,
     cwd: Path | None = None,
     variables: Mapping[str, str | None] | None = None,
+    python: Path | None = None,
     **more: str,
 ) -> Iterator[Script]:
     """A `Script` that is ended with the block. ``variables`` of its environment: None is one that it does not have; ``more`` of them."""
-    running = Script(path, code, *arguments, cwd=cwd, variables=variables, **more)
+    running = Script(path, code, *arguments, cwd=cwd, variables=variables, python=python, **more)
     try:
         yield running
     finally:
