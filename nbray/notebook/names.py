@@ -26,6 +26,8 @@ class HeldNames(Follower):
         self._namespace = namespace
         self._held: dict[str, Any] = {}
         """Name -> the value, or a weak reference of it."""
+        self.left_behind: dict[str, str] = {}
+        """Names that cells have bound to what could not be sent -> why."""
         self._engine: Any = None
         self._runs = 0
 

@@ -33,6 +33,10 @@ _MODULES: dict[str, dict[str, str]] = {
         "list": "the clusters of this user on this machine",
         "doctor": "one block of text about this installation, to paste into a bug report",
     },
+    "results": {
+        "attach": "bind what an earlier run of this notebook's kernel has left on the cluster",
+        "fetch": "bring back what the cluster holds under a name",
+    },
 }
 """Module of this package -> its subcommands, each with what it does."""
 WHERE: dict[str, str] = {name: module for module, names in _MODULES.items() for name in names}

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 from nbray.api import context
-from nbray.notebook import arguments, cards, facts, lifecycle
+from nbray.notebook import arguments, attaching, cards, facts, lifecycle
 from nbray.notebook.arguments import Parser
 from nbray.notebook.cockpit import Cockpit
 from nbray.notebook.commands import Command, bare, described
@@ -66,6 +66,8 @@ def start(cockpit: Cockpit, options: argparse.Namespace) -> cards.Card:
     seconds = time.perf_counter() - began
     here = replace(facts.of_runtime(runtime), started=None if found else seconds, keep=options.keep)
     notes = facts.differences(here, options) if found else []
+    if found:
+        notes += filter(None, [attaching.offer(attaching.Attacher(cockpit).left())])
     return cards.start_card(here, notes, static=cockpit.static)
 
 
