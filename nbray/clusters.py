@@ -60,6 +60,11 @@ class Paths:
         return os.path.join(self.directory, "log")
 
     @property
+    def logs(self) -> str:
+        """Directory of what tasks print (``nbray.logs``)."""
+        return os.path.join(self.spill, "logs")
+
+    @property
     def last_log(self) -> str:
         """Where the log of a node that failed is kept, until the next one fails: in the runtime root, not in the cluster's own directory."""
         return os.path.join(os.path.dirname(self.directory), "failed.log")

@@ -34,7 +34,7 @@ class Worker:
     """A worker process. ``pending``: tasks dispatched to it and not reported, in the order of their runs; the first one is running."""
 
     __slots__ = (
-        "actor", "blocked", "calls", "cpu_given", "functions", "generation", "gpus", "held", "home", "idle_since", "kinds", "number", "peer", "pending", "pid", "run",
+        "actor", "blocked", "calls", "cpu_given", "functions", "generation", "gpus", "held", "home", "idle_since", "kinds", "last", "number", "peer", "pending", "pid", "run",
         "shape", "since", "state", "tokens", "unread", "why", "world",
     )  # fmt: skip
 
@@ -45,6 +45,8 @@ class Worker:
         self.peer: Peer | None = None
         self.home: Home | None = None
         self.pending: deque[Task] = deque()
+        self.last: Task | None = None
+        """The task that it has reported last."""
         self.run = 0
         self.shape: Shape | None = None
         self.held: dict[str, int] | None = None

@@ -5,6 +5,7 @@ It never blocks on a peer, never unpickles, and holds no decision: what arrives 
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import logging
@@ -20,14 +21,17 @@ from functools import partial
 from typing import Any
 
 from nbray import platform
-from nbray.clusters import Paths
+from nbray.clusters import Paths, private_directory
+from nbray.flow import Bucket
 from nbray.gcs.client import GcsClient
 from nbray.gcs.messages import PROTOCOL as GCS_PROTOCOL
 from nbray.gcs.messages import HeadToNode, RegisterNode
 from nbray.installed import modified, package_directories
+from nbray.logs import LogFile
 from nbray.messages import DRIVER, ClientToNode
 from nbray.node.children import Children
 from nbray.node.disk import Disk
+from nbray.node.looks import Look
 from nbray.node.machine import Close, NodeConfig, NodeMachine, Renew, Signal, Stop, TakeTokens
 from nbray.node.peer import Peer
 from nbray.node.pool import Fork, Kill
@@ -54,6 +58,12 @@ STEADY = 5.0
 """A head or worker that ends sooner after its start (seconds) may do so again: the next one is started after a pause that doubles."""
 
 LONGEST_PAUSE = 5.0
+
+RAW_RATE = 16 * 1024 * 1024
+"""Bytes per second that the node reads of what one worker writes below Python."""
+
+RAW_REST = 0.02
+"""Seconds for which it does not read one that writes faster."""
 
 FAREWELL = 0.2
 """Seconds that a node which ends has for sending its last messages."""
@@ -82,10 +92,21 @@ class Backoff:
         self._pause = 0.0
 
 
+class RawStream:
+    """What a worker (or a program that it started) writes to a file descriptor: as text, and not faster than the node wants to read."""
+
+    __slots__ = ("decode", "name", "pace")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self.pace = Bucket(RAW_RATE, RAW_RATE / 4)
+
+
 class WorkerLink:
     """What the shell has of a worker besides its connection: the pipes that outlive it."""
 
-    __slots__ = ("connection", "interrupt", "output", "pid", "token_read", "token_write", "zygote")
+    __slots__ = ("connection", "interrupt", "log", "output", "pid", "token_read", "token_write", "zygote")
 
     def __init__(
         self,
@@ -103,6 +124,8 @@ class WorkerLink:
         self.output = output
         self.zygote = zygote
         self.pid = 0
+        self.log: LogFile | None = None
+        """Where that goes which the worker writes below Python."""
 
 
 class NodeServer:
@@ -115,10 +138,13 @@ class NodeServer:
         self.paths = paths
         self.memory_limit = memory_limit
         self.limits_root = limits_root
+        private_directory(paths.logs)
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], object]] = {}
         self.connections: dict[int, Connection] = {}
         self.links: dict[int, WorkerLink] = {}
+        self.resting: list[tuple[int, Callable[[int], object]]] = []
+        """Pipes of workers that are not read for a moment."""
         self.forks: deque[int] = deque()
         """Workers to be forked when `fork_at` has come."""
         self.fork_at = 0.0
@@ -218,10 +244,19 @@ class NodeServer:
                     self._fork(self.forks.popleft())
                 if self.forks or self.zygote_at:
                     self.next_tick = min(self.next_tick, max(self.fork_at, self.zygote_at))
+                if self.resting:
+                    resting, self.resting = self.resting, []
+                    for fd, handler in resting:
+                        self.watch(fd, handler)
                 self._watch_memory(now)
                 machine.settle(now)
                 self._perform()
-            elif machine.scheduler.ahead or machine.tasks.graces or machine.objects.waiting_for_memory:
+            elif (
+                machine.scheduler.ahead
+                or machine.tasks.graces
+                or machine.looks.open
+                or machine.objects.waiting_for_memory
+            ):
                 self.next_tick = min(self.next_tick, now + 0.01)
             self._talk_to_head(now)
 
@@ -313,6 +348,8 @@ class NodeServer:
             self._take_tokens(effect.worker)
         elif kind is Signal:
             self._signal(effect)
+        elif kind is Look:
+            self.children.signal(effect.worker, signal.SIGURG, group=False)
         elif kind is Spill:
             self.disk.spill(effect.object, effect.offset, effect.size)
         elif kind is Restore:
@@ -437,23 +474,36 @@ class NodeServer:
         self.watch(life_read, life_ended)
         for stream, fd in (("stdout", out_read), ("stderr", err_read)):
             os.set_blocking(fd, False)
-            self.watch(fd, partial(self._raw_output, number, stream, fd))
+            self.watch(fd, partial(self._raw_output, number, RawStream(stream), fd))
         self.children.fork(number, theirs, [token_read, interrupt_read, life_write, out_write, err_write])
 
-    def _raw_output(self, number: int, stream: str, fd: int, _mask: int = 0) -> bool:
+    def _raw_output(self, number: int, raw: RawStream, fd: int, _mask: int = 0) -> bool:
         """What a worker writes below Python: by C code, or by the programs it starts. False when there is nothing (more) now."""
         try:
             data = os.read(fd, 1 << 16)
         except BlockingIOError:
             return False
+        link = self.links.get(number)
         if data:
-            self.machine.raw_output(number, stream, data.decode(errors="replace"))
+            now = time.monotonic()
+            message = self.machine.raw_output(number, raw.name, raw.decode(data), now)
+            if message is not None and link is not None:
+                if link.log is None:
+                    link.log = LogFile(self.paths.logs, f"{link.pid}c")
+                link.log.write(message.task, message.name, message.cell, message.stream, message.text)
             while self.machine.complaints:
                 log.warning(self.machine.complaints.pop())
+            if self.machine.outputs.raw:
+                self.next_tick = min(self.next_tick, now + 0.1)
+            if not raw.pace.take(now, len(data)) and fd in self.handlers:
+                # Whoever writes faster than this waits: other things have to be done, too.
+                self.unwatch(fd)
+                self.resting.append((fd, partial(self._raw_output, number, raw, fd)))
+                self.next_tick = min(self.next_tick, now + RAW_REST)
             return True
         self.unwatch(fd)
         os.close(fd)
-        link = self.links.get(number)
+        self.resting = [other for other in self.resting if other[0] != fd]
         if link is not None:
             # The number will be that of another file soon.
             link.output = [other for other in link.output if other[1] != fd]
@@ -502,8 +552,11 @@ class NodeServer:
                     log.warning("the last words of worker %s could not be read: %s", link.pid, error)
             connection.close()
         for stream, fd in list(link.output):
-            while self._raw_output(number, stream, fd):
+            raw = RawStream(stream)
+            while self._raw_output(number, raw, fd):
                 pass
+        if link.log is not None:
+            link.log.close()
         unread = self._read_tokens(link)
         for fd in (link.token_read, link.token_write, link.interrupt):
             os.close(fd)
@@ -742,7 +795,7 @@ def main() -> None:
         resources=told["resources"],
         store_limit=told["store_limit"],
         span=told["span"],
-        details=told["details"] | {"packages": os.pathsep.join(packages)},
+        details=told["details"] | {"packages": os.pathsep.join(packages), "logs": paths.logs},
         ttl=told["ttl"],
         pid=os.getpid(),
         socket=paths.node_socket,

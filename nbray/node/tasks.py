@@ -273,10 +273,12 @@ class Tasks:
             return None
         pending = worker.pending
         if pending and pending[0].run == run:
+            worker.last = pending[0]
             return pending.popleft()
         for task in pending:
             if task.run == run:
                 pending.remove(task)
+                worker.last = task
                 return task
         return None
 

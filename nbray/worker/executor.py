@@ -43,7 +43,7 @@ from nbray.worker.adoption import Seeder, cannot_draw, plain
 if TYPE_CHECKING:
     from nbray.engine.local import LocalEngine
     from nbray.worker.main import WorkerInterrupts, WorkerLoop
-    from nbray.worker.output import TaskStream
+    from nbray.worker.output import Channel
 
 UNWANTED = -1
 """In place of the number of items taken: the consumer wants no more."""
@@ -62,7 +62,7 @@ class Executor:
         self.engine = engine
         self.machine = engine.machine
         self.interrupts = interrupts
-        self.streams: list[TaskStream] = []
+        self.channel: Channel | None = None
         self.consumed: dict[bytes, int] = {}
         self.mode = "serial"
         self.ended = False
@@ -83,6 +83,11 @@ class Executor:
         self._running_function = loop.surroundings.main.running
         self._seeder = Seeder(engine.welcome.cluster)
         self._inline = engine.machine.inline_limit
+
+    @property
+    def running(self) -> dict[bytes, tuple[context.TaskContext, asyncio.Task[Any] | None]]:
+        """Calls of a threaded or async actor that run now."""
+        return self._running
 
     # -- one run
 
@@ -154,7 +159,7 @@ class Executor:
             context.current_task.reset(token)
             if surroundings.touched() and not self.actor:
                 surroundings.restore()
-        self._finish(report, scopes)
+        self._finish(run.task, report, scopes)
         # Not before: refs that it contains must not be dropped before the report says that it contains them.
         value = None
         if report.started + report.seconds - self._flushed > SLOW_FLUSH:
@@ -265,11 +270,11 @@ class Executor:
         )  # fmt: skip
         return Failed(run.run, started, seconds, data, bool(retriable) and isinstance(error, Exception))
 
-    def _finish(self, report: Any, scopes: list[Scope]) -> None:
+    def _finish(self, task: bytes, report: Any, scopes: list[Scope]) -> None:
         """Hold the argument refs that are still alive, then report: output first, so that it is there when the result is."""
-        for stream in self.streams:
-            if stream._parts:
-                stream.flush()
+        channel = self.channel
+        if channel is not None and channel.busy:
+            channel.ended(task)
         if scopes:
             self.engine.close_scopes(scopes)
         self.machine.out.append(report)
@@ -395,7 +400,7 @@ class Executor:
         finally:
             del self._running[run.task]
             context.current_task.reset(token)
-        self._finish(report, scopes)
+        self._finish(run.task, report, scopes)
         self.engine.link.flush()
         if self.ended:
             self._leave_from_thread()
@@ -501,7 +506,7 @@ class Executor:
                 report = self._failure(run, spec, error, started)
             finally:
                 self._running.pop(run.task, None)
-            self._finish(report, scopes)
+            self._finish(run.task, report, scopes)
             if self.ended:
                 self._leave_from_thread()
             flush_soon()

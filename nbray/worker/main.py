@@ -34,7 +34,8 @@ from nbray.messages import (
 from nbray.transport.link import Interrupts
 from nbray.worker.executor import Executor
 from nbray.worker.machine import NO_TOKEN, WorkerMachine
-from nbray.worker.output import TaskStream
+from nbray.worker.output import Channel, TaskStream
+from nbray.worker.places import answer_looks
 from nbray.worker.world import Surroundings
 
 OOM_SCORE = 500
@@ -224,6 +225,8 @@ class WorkerLoop:
             run = self.next_run()
             if run is None:
                 break
+            # While the user's code runs, the thread sends what it prints, and answers where it is.
+            self.engine.link.start()
             executor.execute(run, self.kinds[run.number])
             if executor.mode != "serial":
                 executor.serve(self)
@@ -249,26 +252,22 @@ def run_worker(number: int, fds: list[int], told: dict[str, Any], parent: int) -
     sock = socket.socket(fileno=sock_fd)
     engine = LocalEngine(sock, told["arena"], Hello(PROTOCOL, WORKER, os.getpid(), "", number), interrupts)
     loop = WorkerLoop(engine, tokens, interrupts)
-    streams = [
-        TaskStream(name, fd, engine.machine.out.append, engine.link.flush, engine.link.arm)
-        for name, fd in (("stdout", 1), ("stderr", 2))
-    ]
-    sys.stdout, sys.stderr = streams
+    channel = Channel(engine)
+    sys.stdout, sys.stderr = TaskStream("stdout", 1, channel), TaskStream("stderr", 2, channel)
     before = engine.link.tidy
 
     def tidy() -> bool:
-        for stream in streams:
-            stream.flush()
-        return before()
+        held = channel.settle()
+        return before() or held
 
     engine.link.tidy = tidy
-    loop.executor.streams = streams
+    loop.executor.channel = channel
+    answer_looks(loop.executor, engine.link)
     context.install(context.Runtime(engine, worker=True))
     gc.enable()
     try:
         loop.run()
-        for stream in streams:
-            stream.flush()
+        channel.settle()
         if not engine.link.dead:
             engine.link.flush()
     finally:

@@ -1,4 +1,7 @@
-"""What tasks print, on its way to the driver: tagged with the task of the context that writes, in order, soon."""
+"""What tasks print, on its way to the driver: tagged with the task of the context that writes, in order, soon, and bounded.
+
+All of it goes to the worker's log file; what the driver gets of a flood is decided by `nbray.flow.Feed`.
+"""
 
 from __future__ import annotations
 
@@ -7,49 +10,165 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbray.api import context
+from nbray.flow import Feed
+from nbray.logs import LogFile
 from nbray.messages import Output
+
+if TYPE_CHECKING:
+    from nbray.engine.local import LocalEngine
 
 SOON = 0.05
 """Seconds a text may wait before it is sent."""
 
 FULL = 32 * 1024
 
+KEPT = 1000
+"""Threads of the user's whose tasks are remembered after these have ended."""
 
-class TaskStream(io.TextIOBase):
-    """Stands in for ``sys.stdout`` or ``sys.stderr`` in a worker. ``send`` appends a message; ``flush_link`` sends, ``arm`` has it done soon."""
 
-    encoding = "utf-8"
-    errors = "replace"
+class Channel:
+    """The one way out of a worker for what its tasks write, so that the order of a task's writes is kept across its streams."""
 
-    def __init__(
-        self,
-        name: str,
-        fd: int,
-        send: Callable[[Any], None],
-        flush_link: Callable[[], None],
-        arm: Callable[[], None],
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self._fd = fd
-        self._send = send
-        self._flush_link = flush_link
-        self._arm = arm
-        self._lock = threading.Lock()
+    def __init__(self, engine: LocalEngine) -> None:
+        self._engine = engine
+        self._send: Callable[[Any], None] = engine.machine.out.append
+        self._lock = threading.RLock()
         self._parts: list[str] = []
-        self._size = 0
+        self._stream = ""
         self._task: context.TaskContext | None = None
+        self._pending: list[Output] = []
+        """Texts in order, before the one in ``_parts``."""
+        self._size = 0
         self._sent = 0.0
-        self._forked = False
+        self._threads: dict[int, context.TaskContext] = {}
+        self.forked = False
+        self.feed = Feed()
+        self.log = LogFile(engine.welcome.details.get("logs", ""), str(os.getpid()))
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _after_fork(self) -> None:
         """The connection is the parent's: what a child of the user's code prints goes the way that other programs' output goes."""
-        self._forked = True
+        self.forked = True
+        self._lock = threading.RLock()
         self._parts.clear()
+        self._pending.clear()
+
+    def task(self) -> context.TaskContext | None:
+        """Whose output it is: the task of the context, else that of the worker, else (a thread that has outlived its task) the thread's last one."""
+        task = context.current_task.get()
+        if task is not None:
+            return task
+        task = self._engine.running
+        thread = threading.get_ident()
+        if task is None:
+            return self._threads.get(thread, self._task)
+        if self._threads.get(thread) is not task:
+            if len(self._threads) >= KEPT:
+                self._threads.clear()
+            self._threads[thread] = task
+        return task
+
+    def write(self, stream: str, text: str) -> None:
+        """Something printed."""
+        task = self.task()
+        with self._lock:
+            if (task is not self._task or stream != self._stream) and self._parts:
+                self._close_part()
+            self._task = task
+            self._stream = stream
+            self._parts.append(text)
+            self._size += len(text)
+            now = time.monotonic()
+            urgent = self._size > FULL or now - self._sent > SOON
+            if urgent:
+                self._sent = now
+                self._emit(now)
+        if urgent:
+            self._engine.link.flush()
+        else:
+            self._engine.link.arm()
+
+    def _close_part(self) -> None:
+        task = self._task
+        text = "".join(self._parts)
+        self._parts.clear()
+        self._pending.append(
+            Output(b"", self._stream, text)
+            if task is None
+            else Output(task.task, self._stream, text, task.name, 0, task.cell)
+        )
+
+    def _emit(self, now: float) -> None:
+        interrupts = self._engine.link.interrupts
+        shielded = interrupts.enter()
+        try:
+            if self._parts:
+                self._close_part()
+            self._size = 0
+            for message in self._pending:
+                self.log.write(message.task, message.name, message.cell, message.stream, message.text)
+                for sent in self.feed.text(now, message):
+                    self._send(sent)
+            self._pending.clear()
+        finally:
+            if shielded:
+                interrupts.leave()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something has not been sent."""
+        return bool(self._parts or self._pending or self.feed.held)
+
+    def flush(self) -> None:
+        """Make messages of what was written; they are sent with whatever goes next."""
+        if self._parts or self._pending:
+            with self._lock:
+                self._emit(time.monotonic())
+
+    def settle(self) -> bool:
+        """From time to time: `flush`, and what there is room for by now. True while something is held back."""
+        if not self.busy:
+            return False
+        with self._lock:
+            now = time.monotonic()
+            self._emit(now)
+            for message in self.feed.tick(now):
+                self._send(message)
+            return bool(self.feed.held)
+
+    def ended(self, task: bytes) -> None:
+        """A task has ended: all it wrote goes before its report."""
+        with self._lock:
+            now = time.monotonic()
+            self._emit(now)
+            for message in self.feed.ended(now, task):
+                self._send(message)
+
+    def show(self, message: Output) -> None:
+        """Something that is not text, in order with what was printed."""
+        with self._lock:
+            now = time.monotonic()
+            self._emit(now)
+            for sent in self.feed.ended(now, message.task):
+                sent.end = False
+                self._send(sent)
+            self._send(message)
+
+
+class TaskStream(io.TextIOBase):
+    """Stands in for ``sys.stdout`` or ``sys.stderr`` in a worker."""
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def __init__(self, name: str, fd: int, channel: Channel) -> None:
+        super().__init__()
+        self.name = name
+        self._fd = fd
+        self._channel = channel
 
     def writable(self) -> bool:
         return True
@@ -63,45 +182,13 @@ class TaskStream(io.TextIOBase):
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        if not text:
-            return 0
-        if self._forked:
-            os.write(self._fd, text.encode(self.encoding, self.errors))
-            return len(text)
-        task = context.current_task.get()
-        with self._lock:
-            if task is not self._task and self._parts:
-                self._emit()
-            self._task = task
-            self._parts.append(text)
-            self._size += len(text)
-            now = time.monotonic()
-            if self._size > FULL or now - self._sent > SOON:
-                self._sent = now
-                self._emit()
-                urgent = True
+        if text:
+            if self._channel.forked:
+                os.write(self._fd, text.encode(self.encoding, self.errors))
             else:
-                urgent = False
-        if urgent:
-            self._flush_link()
-        else:
-            self._arm()
+                self._channel.write(self.name, text)
         return len(text)
 
     def flush(self) -> None:
         """Make messages of what was written; they are sent with whatever goes next."""
-        if self._parts:
-            with self._lock:
-                self._emit()
-
-    def _emit(self) -> None:
-        if not self._parts:
-            return
-        text = "".join(self._parts)
-        self._parts.clear()
-        self._size = 0
-        task = self._task
-        if task is None:
-            self._send(Output(b"", self.name, text))
-        else:
-            self._send(Output(task.task, self.name, text, task.name, 0, task.cell))
+        self._channel.flush()
