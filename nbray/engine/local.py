@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from nbray import ids
+from nbray import ids, platform
 from nbray.api import context
 from nbray.api.machine import ERROR_KIND, LOCATED, PENDING, READY, VALUE, ClientMachine, Entry, Scope, Stream
 from nbray.api.refs import ObjectRef, ObjectRefGenerator
@@ -104,6 +104,7 @@ class LocalEngine(Engine):
             self._lost,
             interrupts or Interrupts(),
             background_reads=not worker,
+            spins=not worker and platform.available_cpus() > 1,
         )
         self.link.tidy = self._tidy
         self.link.after_read = self._call_back

@@ -39,6 +39,7 @@ from nbray.store.memory import SharedMemory
 from nbray.store.objects import DeleteSpilled, Restore, Spill, Write
 from nbray.transport.connection import Connection
 from nbray.transport.frames import encode_frame
+from nbray.transport.pace import SPIN, Pace
 
 log = logging.getLogger("nbray.node")
 
@@ -139,6 +140,7 @@ class NodeServer:
         self.memory_limit = memory_limit
         self.limits_root = limits_root
         private_directory(paths.logs)
+        self.cpus = platform.available_cpus(root=limits_root)
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], object]] = {}
         self.connections: dict[int, Connection] = {}
@@ -219,6 +221,8 @@ class NodeServer:
         handlers = self.handlers
         poll = self.epoll.poll
         clock = time.monotonic
+        pace = Pace()
+        tasks = machine.tasks.tasks
         while not self.stop_reason:
             now = clock()
             events = poll(0) if self.held_back else None
@@ -228,7 +232,11 @@ class NodeServer:
                 until = min(self.next_tick, self._gcs_time(now))
                 if self.held_back:
                     until = min(until, self.held_since + HOLD_UNASKED)
-                events = poll(max(until - now, 0.0))
+                # One thing at a time: spinning takes no CPU away from tasks, and nothing gathers that is cheaper by the batch.
+                if len(tasks) < self.cpus and pace.spins(now):
+                    events = self._spin(pace, now)
+                events = events or poll(max(until - now, 0.0))
+                pace.waited(clock() - now)
             for fd, mask in events:
                 handler = handlers.get(fd)
                 if handler is not None:
@@ -259,6 +267,19 @@ class NodeServer:
             ):
                 self.next_tick = min(self.next_tick, now + 0.01)
             self._talk_to_head(now)
+
+    def _spin(self, pace: Pace, now: float) -> list[tuple[int, int]]:
+        """Events, as soon as there are any, for a while."""
+        poll, clock = self.epoll.poll, time.monotonic
+        until = now + SPIN
+        while now < until:
+            events = poll(0)
+            if events:
+                return events
+            os.sched_yield()
+            before, now = now, clock()
+            pace.gave_way(now - before, now)
+        return []
 
     def _let_go(self, now: float) -> None:
         """Send what was held back; results that nobody waits for can wait a little longer."""
@@ -319,7 +340,8 @@ class NodeServer:
             if dirty:
                 machine.dirty = []
                 for peer in dirty:
-                    if peer.role == DRIVER or not peer.urgent:
+                    # With no task left nothing else will come that could go along.
+                    if (peer.role == DRIVER and machine.tasks.tasks) or not peer.urgent:
                         if not self.held_back:
                             self.held_since = time.monotonic()
                         self.held_back.append(peer)

@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any
 
 from nbray.transport.frames import FrameReader, encode_frame
+from nbray.transport.pace import SPIN, Pace
 
 _SIGINT = int(signal.SIGINT)
 _READ = 1 << 16  # Above 128 KB every read would map and unmap its buffer: three system calls more.
@@ -142,8 +143,11 @@ class Link:
         interrupts: Interrupts,
         *,
         background_reads: bool,
+        spins: bool = False,
     ) -> None:
+        """``spins``: a wait that will be short spins before it sleeps (`nbray.transport.pace`); needs a second CPU."""
         self.sock = sock
+        self._pace = Pace() if spins else None
         self.out = out
         self.dead = ""
         self.tidy: Callable[[], bool] = lambda: False
@@ -258,6 +262,7 @@ class Link:
         interrupts = self.interrupts
         shielded = interrupts.enter()
         self._waiters.append(1)
+        began = time.monotonic()
         try:
             self._flush(shielded)
             while not satisfied():
@@ -284,7 +289,9 @@ class Link:
             return True
         finally:
             self._waiters.pop()
-            self.active = time.monotonic()
+            self.active = now = time.monotonic()
+            if self._pace is not None:
+                self._pace.waited(now - began)
             if shielded:
                 interrupts.leave()
 
@@ -328,6 +335,8 @@ class Link:
             try:
                 if shielded:
                     self.interrupts.waiting = True
+                if self._pace is not None and not self._followers:
+                    self._spin(self._pace)
                 chunks.extend(map(self.sock.recv, _ONE_READ))
                 self.interrupts.waiting = False
             except BlockingIOError:
@@ -345,6 +354,18 @@ class Link:
             messages = self._reader.feed(data)
             if messages:
                 self._receive(messages)
+
+    def _spin(self, pace: Pace) -> None:
+        """Until something is there to read, for a while."""
+        found, clock = self._poll.poll, time.monotonic
+        now = clock()
+        if not pace.spins(now):
+            return
+        until = now + SPIN
+        while now < until and not found(0):
+            os.sched_yield()
+            before, now = now, clock()
+            pace.gave_way(now - before, now)
 
     def poll_now(self) -> None:
         """Take in what has arrived, without waiting."""
