@@ -154,6 +154,8 @@ class Link:
         """Called by the background thread after sending; True: call again soon."""
         self.after_read: Callable[[], None] = lambda: None
         """Called after messages were taken in, in the thread that has read, when others may read again."""
+        self.on_wake: dict[int, Callable[[], None]] = {}
+        """What the background thread does when a byte of this value comes through `wake_descriptor` (a signal's number, say)."""
         self._reader = reader
         self._receive = receive
         self._before_send = before_send
@@ -412,6 +414,11 @@ class Link:
         self._thread = threading.Thread(target=self._run, name="nbray-link", daemon=True)
         self._thread.start()
 
+    @property
+    def wake_descriptor(self) -> int:
+        """A byte written here wakes the background thread."""
+        return self._wake_write
+
     def start(self) -> None:
         """Start the background thread now."""
         if self._thread is None:
@@ -452,9 +459,13 @@ class Link:
             for fd, _ in events:
                 if fd == self._wake_read:
                     try:
-                        os.read(fd, 4096)
+                        woken = os.read(fd, 4096)
                     except BlockingIOError:
-                        pass
+                        continue
+                    for byte, action in self.on_wake.items():
+                        if byte in woken:
+                            action()
+                            self._flush()
                 elif time.monotonic() - self.active >= AWAY:
                     self._read_aside()
             if self.dead:
