@@ -21,6 +21,7 @@ class Plan:
     full_disks: list[tuple[float, float]] = field(default_factory=list)
     driver_death: float = 0.0
     pressures: list[float] = field(default_factory=list)
+    installs: list[float] = field(default_factory=list)
     slow: float = 0.0002
     busy: float = 0.0
     bad_disk: float = 0.0
@@ -46,6 +47,8 @@ class Plan:
             parts.append("driver death")
         if self.pressures:
             parts.append("memory pressure")
+        if self.installs:
+            parts.append("installs")
         if self.slow > 0.001:
             parts.append("slow streams")
         if self.busy:
@@ -78,6 +81,8 @@ def draw_plan(random: Random, features: Features) -> Plan:
         plan.busy = 0.3
     plan.forks = random.random() < 0.2
     plan.disk_seconds = random.choice([0.001, 0.02])
+    if random.random() < 0.15:
+        plan.installs = sorted(random.uniform(0.002, span) for _ in range(random.randint(1, 2)))
     return plan
 
 

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nbray.messages import World as WorldMessage
 from nbray.node.machine import ORPHAN_SECONDS, NodeConfig
 from nbray.testing.faults import Plan, draw_plan, excused
 from nbray.testing.node import SimNode
@@ -127,6 +128,8 @@ class Simulation:
             world.after(end, setattr, self.node, "disk_full", False)
         for at in plan.pressures:
             world.after(at, self._pressure)
+        for number, at in enumerate(plan.installs, 1):
+            world.after(at, self._install, number)
         if plan.driver_death:
             world.after(plan.driver_death, self._driver_dies)
 
@@ -142,6 +145,11 @@ class Simulation:
         self.world.log("fault: memory pressure")
         self.node.post("memory", lambda: self.node.machine.pressure(99, 100, self.world.now))
         self.world.after(0.01, self.node.post, "memory", self.node.machine.relief)
+
+    def _install(self, number: int) -> None:
+        """A driver notices that packages were installed."""
+        self.world.log("fault: packages are installed")
+        self.node.say(self.drivers[0].number, [WorldMessage(b"", installed=number)])
 
     def _driver_dies(self) -> None:
         driver = self.drivers[-1]
