@@ -397,7 +397,8 @@ class Places(_Message, tag=48):
 
 
 class Bound(_Message, tag=47):
-    """Before the report of a task that succeeds: it binds ``names`` to these objects (empty: to its own return value) and deletes others.
+    """Before the report of a task that succeeds: it binds ``names`` to these objects (empty: to its own return value) and deletes others. From a driver,
+    without a task: they are bound now.
 
     ``sizes``: bytes of each value, -1 for a module; ``version`` as in `Names`.
     """

@@ -261,6 +261,38 @@ class LocalEngine(Engine):
             self.machine.count(object_id)
         return ObjectRef(object_id, self, True)
 
+    def another_ref(self, object_id: bytes) -> ObjectRef[Any] | None:
+        """A further ref of an object that this process has a ref of; None for any other, which may be gone."""
+        with self._lock:
+            entry = self.entries.get(object_id)
+            if entry is None or entry.count <= 0 or self.closed:
+                return None
+            self.machine.count(object_id, borrowed=True)
+        return ObjectRef(object_id, self, True)
+
+    def raw(self, ref: ObjectRef[Any]) -> tuple[int, memoryview]:
+        """Kind and bytes of an object as it lies in the store, read-only and pinned while a view of them lives. Raises as `get`."""
+        entry = self._entry(ref)
+        while True:
+            if entry.state not in (VALUE, LOCATED):
+                self._fetch([ref], [entry], None)
+            if entry.state == VALUE:
+                if entry.kind == ERROR_KIND:
+                    raise self._error(entry)
+                return entry.kind, memoryview(entry.data)
+            view = self._pinned(ref._id, entry)
+            if view is not None:
+                return entry.kind, view
+
+    def _pinned(self, object_id: bytes, entry: Entry) -> memoryview | None:
+        """The bytes of an entry; None when they have been given back meanwhile."""
+        with self._lock:
+            if entry.state != LOCATED:
+                return None
+            entry.views += 1
+            entry.used = True
+        return self.memory.pinned(entry.offset, entry.size, partial(self._unviewed, object_id))
+
     def _entry(self, ref: ObjectRef[Any]) -> Entry:
         if ref._engine is not self:
             raise NotInitializedError(
@@ -797,6 +829,11 @@ class LocalEngine(Engine):
         self.machine.out.append(Cancel(task, force, recursive))
         self.link.flush()
 
+    def cancel_task(self, task: bytes, *, force: bool = False) -> None:
+        """Cancel a task, whoever submitted it, and what it has started."""
+        self.machine.out.append(Cancel(task, force, True))
+        self.link.flush()
+
     def cancel_cell(self, cell: str, *, force: bool = False) -> None:
         """Cancel all that was submitted from a cell."""
         self.machine.out.append(Cancel(b"", force, True, cell))
@@ -816,15 +853,16 @@ class LocalEngine(Engine):
     def bind_names(
         self, version: int, values: Mapping[str, tuple[ObjectRef[Any] | None, int]], deleted: Sequence[str]
     ) -> None:
-        """In a task: when it succeeds, these names stand for these objects (None: for what it returns); with the bytes of each value."""
+        """These names stand for these objects, each with the bytes of its value: in a driver from now on; in a task when it has succeeded, and None is
+        what it returns.
+        """
         running = context.current_task.get() or self.running
-        if running is None:
-            return
         objects = [b"" if ref is None else ref._id for ref, _ in values.values()]
         sizes = [size for _, size in values.values()]
-        self.machine.out.append(
-            Bound(running.task, running.attempt, version, list(values), objects, sizes, list(deleted))
-        )
+        task, attempt = (b"", 0) if running is None else (running.task, running.attempt)
+        self.machine.out.append(Bound(task, attempt, version, list(values), objects, sizes, list(deleted)))
+        if running is None:
+            self.link.later()
 
     def unbind_names(self, names: Sequence[str], version: int) -> None:
         """The session holds no longer what these names stand for, nor what cells up to ``version`` will bind them to."""

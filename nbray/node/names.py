@@ -83,13 +83,14 @@ class Names:
             task.id == message.task and task.attempt == message.attempt for task in worker.pending
         ):
             self.announced[message.task] = message
+        elif worker is None and not message.task:
+            for name, object_id, size in zip(message.names, message.objects, message.sizes, strict=True):
+                binding = Binding(object_id, message.version, peer.job, peer.cell, size)
+                self._bind((peer.session, name), binding)
 
     def on_unbind(self, peer: Peer, message: m.Unbind) -> None:
         for name in message.names:
             self._unbind((peer.session, name), message.version)
-        for expected in self.expected.values():
-            if expected.session == peer.session and expected.version <= message.version:
-                expected.dropped.update(message.names)
 
     def on_take(self, peer: Peer, message: m.Take) -> None:
         for name in message.names:
@@ -227,6 +228,9 @@ class Names:
         self._record(key, binding)
 
     def _unbind(self, key: Key, version: int) -> None:
+        for expected in self.expected.values():
+            if expected.session == key[0] and expected.version <= version:
+                expected.dropped.add(key[1])
         binding = self.bound.get(key)
         if binding is None or binding.version > version:
             return

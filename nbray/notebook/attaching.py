@@ -125,6 +125,7 @@ class Attacher:
         """The values in an object that names stand for. Waits for one that is still made. Raises what making it raised."""
         from nbray.errors import SerializationError
         from nbray.notebook import transfer
+        from nbray.notebook.names import Gathered
         from nbray.notebook.cell import returned
         from nbray.notebook.runner import CellResult
 
@@ -133,6 +134,13 @@ class Attacher:
         try:
             if isinstance(content, CellResult):
                 return returned(content, namespace).values
+            if isinstance(content, Gathered):
+                results = self._engine.get(content.results, None, writable=True)
+                each = [returned(result, namespace).values for result in results]
+                return {
+                    name: [values.get(name) for values in each]
+                    for name in dict.fromkeys(n for v in each for n in v)
+                }
             return transfer.unpack(content, namespace)
         except NbrayError:
             raise

@@ -7,16 +7,25 @@ bound anew or deleted is let go of (``del df`` frees).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbray.api import context
 from nbray.notebook.following import Follower
 
 if TYPE_CHECKING:
+    from nbray.api.refs import ObjectRef
     from nbray.notebook.remote_cell import Run
 
 _ABSENT = object()
+
+
+@dataclass
+class Gathered:
+    """What names of a fan-out stand for: the results of its runs of one cell."""
+
+    results: list[Any]
 
 
 class HeldNames(Follower):
@@ -28,6 +37,8 @@ class HeldNames(Follower):
         """Name -> the value, or a weak reference of it."""
         self.left_behind: dict[str, str] = {}
         """Names that cells have bound to what could not be sent -> why."""
+        self.late: Container[str] = ()
+        """Names that a cell in the background will bind: the notebook does not have them now."""
         self._engine: Any = None
         self._runs = 0
 
@@ -59,6 +70,22 @@ class HeldNames(Follower):
         if run.state == "done":
             self.hold({name: self._namespace[name] for name in names if name in self._namespace})
 
+    def promised(self, run: Run, names: Collection[str]) -> None:
+        # That the notebook has put them aside does not mean that it lets go.
+        for name in names:
+            self._held.pop(name, None)
+
+    def rebound(self, names: Collection[str]) -> None:
+        self.release(names)
+
+    def gather(self, names: Iterable[str], refs: Sequence[ObjectRef[Any]]) -> None:
+        """These names will be lists: of what each of these runs of a cell binds (``refs`` of their results, in the order of the lists)."""
+        if not self._connected():
+            return
+        self._runs += 1
+        held = self._engine.put(Gathered(list(refs)))
+        self._engine.bind_names(self.version, dict.fromkeys(names, (held, 0)), ())
+
     # -- the notebook's variables
 
     def hold(self, values: Mapping[str, Any]) -> None:
@@ -78,6 +105,8 @@ class HeldNames(Follower):
         namespace = self._namespace
         gone = []
         for name, known in self._held.items():
+            if name in self.late:
+                continue
             value = namespace.get(name, _ABSENT)
             if known is not value and not (
                 value is not None and type(known) is weakref.ref and known() is value

@@ -108,6 +108,7 @@ class Checks:
             return
         machine = self.node.machine
         machine.check()
+        self.node.naming.check(machine)
         self._objects()
         for task in machine.tasks.tasks.values():
             self._task(task)
@@ -251,6 +252,8 @@ class Checks:
             ("ready tasks", machine.scheduler.queue.backlog()),
             ("owed CPU", machine.scheduler.ledger.owed),
             ("graces", len(machine.tasks.graces)),
+            ("names", len(machine.names.bound)),
+            ("names to come", len(machine.names.expected) + len(machine.names.announced)),
         ):
             self.expect(not value, f"at rest there are {value} {name} left")
         ledger = machine.scheduler.ledger

@@ -247,6 +247,8 @@ class Interpreter:
                 registers[register] = client.own(object_id)
             out.append(submit)
             client.later()
+            if gets is not None and what == "call":
+                client.node.naming.submitted(client, task)
         return state
 
     def _message(

@@ -28,6 +28,7 @@ from nbray.node.pool import Fork, Kill
 from nbray.store.objects import DeleteSpilled, Punch, Restore, Spill
 from nbray.testing.checks import Checks
 from nbray.testing.clients import SimClient
+from nbray.testing.naming import Naming
 from nbray.testing.processes import SimWorker
 from nbray.testing.programs import Program
 from nbray.testing.world import Stream, World
@@ -135,6 +136,7 @@ class SimNode:
         self.files: dict[bytes, bytes] = {}
         self.disk_full = False
         self.stopped = ""
+        self.naming = Naming(world.seed)
         self.submitted: dict[bytes, int] = {}
         """Tasks that have arrived, with their kind."""
         self._numbers = 0

@@ -84,6 +84,7 @@ class SimDriver(SimClient):
         yield from self.interpreter.body(body, frame, digest_of("driver"), self.gets)
         self.doing = "has ended"
         frame.clear()
+        self.node.naming.leave(self)
         self.arm()
         self.finished = True
 
@@ -241,6 +242,8 @@ class SimWorker(SimClient):
             )
             report = Failed(run.run, started, world.now - started, data, False)
         returned = [frame.registers[name] for name in function.contains if name in frame.registers]
+        if type(report) is not Failed:
+            self.node.naming.bound(self, run, returned)
         frame.clear()
         self.consumed.pop(run.task, None)
         del self.running[run.task]

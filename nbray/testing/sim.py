@@ -92,6 +92,11 @@ class Simulation:
         self._compare()
         node.disk_full = False
         self._rest(REST + (ORPHAN_SECONDS if self.dead is not None else 0.0))
+        if self.dead is not None:
+            # A kernel's death takes no name; a later kernel of its notebook lets go of them.
+            session = f"session{self.dead.index}"
+            node.post("a later kernel", lambda: node.machine.names.end_session(session))
+            self._rest(1.0)
         node.checks.at_rest()
         for driver in self.drivers:
             if driver is not self.dead:
