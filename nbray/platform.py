@@ -172,12 +172,15 @@ def process_descriptor(pid: int) -> int | None:
 def raise_out_of_memory_score(amount: int, root: str = "/") -> bool:
     """Make the kernel prefer this process (0..1000) when memory runs out; False where it cannot be done."""
     try:
-        with open(os.path.join(root, "proc/self/oom_score_adj"), "r+") as file:
-            value = max(int(file.read()), amount)
-            file.seek(0)
-            file.write(str(value))
+        file = os.open(os.path.join(root, "proc/self/oom_score_adj"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.pwrite(file, b"%d" % max(int(os.read(file, 16)), amount), 0)
     except (OSError, ValueError):
         return False
+    finally:
+        os.close(file)
     return True
 
 

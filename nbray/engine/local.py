@@ -80,9 +80,13 @@ class LocalEngine(Engine):
     """A connection to the node of this machine. ``welcome``: what the node said of itself and of this client."""
 
     def __init__(
-        self, sock: socket.socket, arena: int, hello: Hello, interrupts: Interrupts | None = None
+        self,
+        sock: socket.socket,
+        arena: int | SharedMemory,
+        hello: Hello,
+        interrupts: Interrupts | None = None,
     ) -> None:
-        """Says ``hello`` over ``sock`` and waits for the answer; ``arena``: descriptor of the shared memory, owned from now on.
+        """Says ``hello`` over ``sock`` and waits for the answer; ``arena``: the shared memory, or a descriptor of it, owned from now on.
 
         Raises OSError when the node does not answer, NbrayError when it refuses.
         """
@@ -92,7 +96,7 @@ class LocalEngine(Engine):
         self.welcome: Welcome = welcome
         worker = hello.role == WORKER
         self.worker = worker
-        self.memory = SharedMemory.attach(arena, welcome.span)
+        self.memory = SharedMemory.attach(arena, welcome.span) if isinstance(arena, int) else arena
         self.machine = ClientMachine(welcome.inline_limit)
         self.entries = self.machine.entries
         self.link = Link(

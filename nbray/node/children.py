@@ -49,6 +49,7 @@ class Children:
             "socket": theirs.fileno(),
             "arena": self._arena,
             "span": self._config.span,
+            "cluster": self._config.cluster.hex(),
             "node": self._config.node,
             "log": self._paths.log,
         }

@@ -5,7 +5,8 @@ A whole flush is one frame: encoding a list costs a tenth of encoding its messag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from struct import Struct
 from typing import Any, Generic, TypeVar
 
@@ -25,13 +26,20 @@ def encode_frame(messages: Sequence[Any]) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
+@cache
+def decoder(kind: Any) -> Callable[[memoryview], list[Any]]:
+    """Decodes a frame of messages of ``kind``. Made once per process and kind: msgspec looks at every field of every message."""
+    decode: Callable[[memoryview], list[Any]] = msgspec.msgpack.Decoder(list[kind]).decode
+    return decode
+
+
 class FrameReader(Generic[M]):
     """Turns the bytes of a stream, in whatever pieces they come, into lists of messages of ``kind`` (a type or union msgspec can decode)."""
 
     __slots__ = ("_decode", "_need", "_parts", "_rest", "_size")
 
     def __init__(self, kind: Any) -> None:
-        self._decode = msgspec.msgpack.Decoder(list[kind]).decode
+        self._decode: Callable[[memoryview], list[M]] = decoder(kind)
         self._rest = b""
         self._parts: list[bytes] = []
         self._size = 0

@@ -38,7 +38,7 @@ from nbray.messages import (
     TaskClass,
 )
 from nbray.store import serialization
-from nbray.worker.adoption import Seeder, cannot_draw, plain
+from nbray.worker.adoption import cannot_draw, plain
 
 if TYPE_CHECKING:
     from nbray.engine.local import LocalEngine
@@ -81,7 +81,7 @@ class Executor:
         self._room_made = asyncio.Event()
         self._surroundings = loop.surroundings
         self._running_function = loop.surroundings.main.running
-        self._seeder = Seeder(engine.welcome.cluster)
+        self._seeder = loop.common.seeder
         self._inline = engine.machine.inline_limit
 
     @property

@@ -27,11 +27,15 @@ from nbray.messages import (
     Function,
     Hello,
     Interrupt,
+    NodeToClient,
     Run,
     StreamRoom,
     World,
 )
+from nbray.store.memory import SharedMemory
+from nbray.transport.frames import decoder
 from nbray.transport.link import Interrupts
+from nbray.worker.adoption import Seeder
 from nbray.worker.executor import Executor
 from nbray.worker.machine import NO_TOKEN, WorkerMachine
 from nbray.worker.output import Channel, TaskStream
@@ -116,17 +120,34 @@ class WorkerInterrupts(Interrupts):
             raise KeyboardInterrupt
 
 
+class Common:
+    """What all workers of a zygote have in common, made once, before they are forked: what a child makes itself costs it memory pages, too."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        """``told``: what the node has told the zygote."""
+        self.memory = SharedMemory.attach(told["arena"], told["span"])
+        self.blobs: dict[bytes, bytes] = {}
+        self.surroundings = Surroundings(self.blobs)
+        self.seeder = Seeder(bytes.fromhex(told["cluster"]))
+        self.seeder.seed(b"")
+        decoder(NodeToClient)
+
+
 class WorkerLoop:
     """The main loop of a worker."""
 
-    def __init__(self, engine: LocalEngine, tokens: int, interrupts: WorkerInterrupts) -> None:
+    def __init__(
+        self, engine: LocalEngine, tokens: int, interrupts: WorkerInterrupts, common: Common
+    ) -> None:
         self.engine = engine
         self.interrupts = interrupts
         self.machine = WorkerMachine()
         self.queue = self.machine.queue
         self.kinds = self.machine.kinds
-        self.blobs: dict[bytes, bytes] = {}
-        self.surroundings = Surroundings(self.blobs)
+        self.common = common
+        self.blobs = common.blobs
+        self.surroundings = common.surroundings
+        self.surroundings.begin()
         self._tokens = tokens
         self._poll = select.poll()
         self._poll.register(engine.link.sock, select.POLLIN)
@@ -236,7 +257,7 @@ class WorkerLoop:
         self.executor.close()
 
 
-def run_worker(number: int, fds: list[int], told: dict[str, Any], parent: int) -> int:
+def run_worker(number: int, fds: list[int], common: Common, parent: int) -> int:
     """Be worker ``number`` until it ends; the exit status."""
     sock_fd, tokens, interrupt, _life, out, err = fds
     platform.set_parent_death_signal(signal.SIGKILL)
@@ -250,8 +271,8 @@ def run_worker(number: int, fds: list[int], told: dict[str, Any], parent: int) -
     platform.raise_out_of_memory_score(OOM_SCORE)
     platform.set_process_title("nbray worker")
     sock = socket.socket(fileno=sock_fd)
-    engine = LocalEngine(sock, told["arena"], Hello(PROTOCOL, WORKER, os.getpid(), "", number), interrupts)
-    loop = WorkerLoop(engine, tokens, interrupts)
+    engine = LocalEngine(sock, common.memory, Hello(PROTOCOL, WORKER, os.getpid(), "", number), interrupts)
+    loop = WorkerLoop(engine, tokens, interrupts, common)
     channel = Channel(engine)
     sys.stdout, sys.stderr = TaskStream("stdout", 1, channel), TaskStream("stderr", 2, channel)
     before = engine.link.tidy

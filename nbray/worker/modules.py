@@ -56,7 +56,7 @@ class Finder:
         self._loaded: dict[str, bytes] = {}
         self._standard: frozenset[str] = frozenset()
         self._bits = b""
-        self._born = time.time()
+        self._born = 0.0
         self._inherited = frozenset(sys.modules)
         paths = sysconfig.get_paths()
         self._library = [
@@ -67,6 +67,10 @@ class Finder:
 
     def install(self) -> None:
         sys.meta_path.insert(0, self)
+
+    def begin(self) -> None:
+        """The worker begins: what is imported from now on is as young as its file."""
+        self._born = time.time()
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -52,6 +52,9 @@ class World(msgspec.Struct, array_like=True):
     namespace: str = ""
 
 
+_decode = msgspec.msgpack.Decoder(World).decode
+
+
 def encode(world: World) -> bytes:
     """As it travels."""
     return msgspec.msgpack.encode(world)
@@ -128,6 +131,10 @@ class Surroundings:
         builtins.input = _no_input
         _watch()
 
+    def begin(self) -> None:
+        """In the worker itself, after the fork."""
+        self._finder.begin()
+
     def adopt(self, message: Adopt) -> None:
         """Become a worker of a session, with these GPUs, threads and this ``runtime_env``."""
         self.gpus = tuple(message.gpus)
@@ -154,7 +161,7 @@ class Surroundings:
         changes = self.changes
         world: World | None = None
         while changes and changes[0][0] <= run:
-            world = msgspec.msgpack.decode(changes.popleft()[1], type=World)
+            world = _decode(changes.popleft()[1])
         if world is None:
             return False
         self._world = world
@@ -175,7 +182,7 @@ class Surroundings:
         if message.world in self._known:
             return
         self._known.add(message.world)
-        world = msgspec.msgpack.decode(message.blob, type=World)
+        world = _decode(message.blob)
         importlib.invalidate_caches()
         self._finder.take_on(world, replace=False)
         for entry in world.path:

@@ -54,7 +54,9 @@ class Zygote:
     """Forks on request until the node's socket closes."""
 
     def __init__(self, told: dict[str, Any]) -> None:
-        self.told = told
+        from nbray.worker.main import Common
+
+        self.common = Common(told)
         self.node = socket.socket(fileno=told["socket"])
         self.pids: dict[int, int] = {}
         """Worker -> pid, of those that are not reaped."""
@@ -135,7 +137,7 @@ class Zygote:
             self.node.close()
             os.close(self.wake_read)
             os.close(self.wake_write)
-            status = run_worker(number, fds, self.told, parent)
+            status = run_worker(number, fds, self.common, parent)
         except BaseException:  # noqa: BLE001  (it goes to the log; a child must never return into the zygote's loop)
             sys.excepthook(*sys.exc_info())
         finally:
@@ -194,9 +196,10 @@ def main() -> None:
     platform.set_process_title("nbray zygote")
     platform.adopt_orphans()
     _import_ahead()
+    zygote = Zygote(told)
     gc.collect()
     gc.freeze()
-    Zygote(told).run()
+    zygote.run()
 
 
 if __name__ == "__main__":
