@@ -107,7 +107,7 @@ Fact = ObjectEvent | ActorEvent | WorkerEvent
 
 
 class ObjectRow(msgspec.Struct, array_like=True, gc=False):
-    """An object that exists. ``state``: PENDING, INLINE, ARENA, SPILLED or LOST; ``holders``: one text per holder, such as ``driver 4711``."""
+    """An object that exists. ``state``: PENDING, INLINE, ERROR (reading it raises), ARENA, SPILLED or LOST; ``holders``: one text per holder, such as ``driver 4711``."""
 
     object: bytes
     size: int

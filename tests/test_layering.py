@@ -25,6 +25,7 @@ PURE = [
     "node/actors.py",
     "node/deadlock.py",
     "node/machine.py",
+    "node/looks.py",
     "node/names.py",
     "node/peer.py",
     "node/pool.py",

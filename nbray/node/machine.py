@@ -757,7 +757,7 @@ class NodeMachine:
     def _object_row(self, entry: store.Object) -> ObjectRow:
         names = [self.name_of(holder) for holder in holder_sets.each(entry.holders)]
         names += [f"views in {self.name_of(number)}" for number in sorted(entry.pins or ())]
-        state = store.STATE_NAMES[entry.state]
+        state = "ERROR" if entry.is_error else store.STATE_NAMES[entry.state]
         return ObjectRow(
             entry.id,
             entry.size,

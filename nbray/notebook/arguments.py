@@ -22,6 +22,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, description: str, **options: Any) -> None:
         super().__init__(prog=prog, description=description, add_help=False, allow_abbrev=False, **options)
+        self.kinds: dict[str, str] = {}
+        """What the words of an argument are, for completion: its ``dest`` -> a kind of `nbray.notebook.completion`."""
 
     def read(self, words: list[str]) -> argparse.Namespace:
         """Parse. Raises BadUsageError."""

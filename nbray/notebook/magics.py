@@ -34,18 +34,19 @@ class NbrayMagics(Magics):
             return self._cells.run(cell, options.read(self._parser.read(arguments.split(line))))
 
     @line_magic
-    def cluster(self, line: str) -> None:
+    def cluster(self, line: str) -> Any:
         """Start, look at and stop clusters."""
         with _usage():
             words = arguments.split(line)
             text = commands.help_text(words)
             if text is not None:
                 self.cockpit.show(Card(text, ""))
-                return
+                return None
             command = commands.find(words[0] if words else "status")
             given = command.parser().read(words[1:])
         try:
-            command.run(self.cockpit, given)
+            with _usage():
+                return command.run(self.cockpit, given)
         except (NbrayError, RuntimeError, ValueError) as error:
             raise failing.briefly(error) from None
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["actors", "nodes", "objects", "summary", "tasks", "where_time_went", "workers"]
+    from nbray.api.refs import ObjectRef
+
+__all__ = ["actors", "nodes", "objects", "summary", "tasks", "where", "where_time_went", "why", "workers"]
 
 
 def tasks(
@@ -73,6 +75,58 @@ def nodes() -> pa.Table:
     return _table("nodes", views.nodes(_ask))
 
 
+def where() -> pa.Table:
+    """Where the code of running tasks is: asks their processes, 0.5 s at most. Columns: task_id name cell pid seconds blocked file line function.
+
+    One row per task, of the innermost frame of the user's code; file, line and function are null where a process has not answered.
+    """
+    from nbray.state.explaining import places
+
+    rows = places(_ask)
+    last = [row.frames[-1] if row.frames else (None, None, None) for row in rows]
+    columns: dict[str, list[Any]] = {
+        "task_id": [row.task.hex() for row in rows],
+        "name": [row.name for row in rows],
+        "cell": [row.cell for row in rows],
+        "pid": [row.pid for row in rows],
+        "seconds": [row.seconds for row in rows],
+        "blocked": [row.blocked for row in rows],
+        "file": [file for file, _, _ in last],
+        "line": [line for _, line, _ in last],
+        "function": [function for _, _, function in last],
+    }
+    return _table("places", columns)
+
+
+def why(ref: ObjectRef[Any]) -> str:
+    """Why a value is not there yet, took long, or is still in memory: what its task waits for, where its time went, who holds it."""
+    import time
+
+    import msgspec
+
+    from nbray.api.context import require
+    from nbray.events import FINISHED, ObjectRow, Page
+    from nbray.state import views
+    from nbray.state.explaining import Explainer
+
+    ask = require().engine.query
+    events = {event.task: event for _, event in views.task_events(ask, {}, 10_000)}
+    page = msgspec.convert(ask("objects", None), Page)
+    rows = [row for _, rows in page.live for row in msgspec.convert(rows, list[ObjectRow])]
+    row = next((row for row in rows if row.object == ref.binary()), None)
+    explain = Explainer(ask, events.values(), time.monotonic())
+    lines = explain.object(row, ref.binary(), row.holders if row is not None else ())
+    maker = events.get(ref.task_id())
+    if (
+        row is not None
+        and row.state not in ("PENDING", "ERROR")
+        and maker is not None
+        and maker.state >= FINISHED
+    ):
+        lines += explain.task(maker)
+    return "\n".join(lines)
+
+
 def summary() -> pa.Table:
     """How many tasks of each name are in each state. Columns: name state tasks."""
     from nbray.state import views
@@ -115,6 +169,7 @@ def _table(kind: str, columns: dict[str, list[Any]]) -> pa.Table:
     import pyarrow as pa
 
     special: dict[str, pa.DataType] = {
+        "blocked": pa.bool_(),
         "node_ids": pa.list_(pa.string()),
         "holders": pa.list_(pa.string()),
         "input_ids": pa.list_(pa.string()),
@@ -131,13 +186,14 @@ def _table(kind: str, columns: dict[str, list[Any]]) -> pa.Table:
         "restarts",
         "memory_bytes",
         "tasks",
+        "line",
         "finished",
         "failed",
         "cancelled",
         "retried",
     }
     floats = {"waiting_for_inputs", "queued", "starting", "running", "sealing", "total"}
-    floats |= {"submitted", "inputs_ready", "dispatched", "started", "sealed"}
+    floats |= {"submitted", "inputs_ready", "dispatched", "started", "sealed", "seconds"}
     if kind == "tasks":
         integers.remove("finished")
         floats.add("finished")

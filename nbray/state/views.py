@@ -17,6 +17,7 @@ from nbray.events import (
     ActorEvent,
     ActorRow,
     CountRow,
+    Fact,
     NodeRow,
     ObjectRow,
     Page,
@@ -45,8 +46,8 @@ PHASES = {
 R = TypeVar("R")
 
 _tasks = msgspec.msgpack.Decoder(list[TaskEvent]).decode
-_actors = msgspec.msgpack.Decoder(list[ActorEvent]).decode
-_workers = msgspec.msgpack.Decoder(list[WorkerEvent]).decode
+# What the head has not recorded yet comes unsorted: facts of all kinds in one list.
+_facts = msgspec.msgpack.Decoder(list[Fact]).decode
 
 
 def pages(ask: Ask, what: str, argument: Mapping[str, Any], limit: int | None) -> list[Page]:
@@ -146,8 +147,9 @@ def actors(ask: Ask, limit: int | None) -> Columns:
     last: dict[bytes, tuple[str, ActorEvent]] = {}
     for page in found:
         for node, blob in page.history:
-            for event in _actors(blob):
-                last[event.actor] = node, event
+            for event in _facts(blob):
+                if isinstance(event, ActorEvent):
+                    last[event.actor] = node, event
     live = {row.actor: (node, row) for node, row in _live(found[-1], ActorRow)}
     rows: list[tuple[str, ActorEvent | ActorRow]] = [live.pop(actor, entry) for actor, entry in last.items()]
     rows += live.values()
@@ -171,7 +173,11 @@ def workers(ask: Ask, limit: int | None) -> Columns:
     rows: list[tuple[str, WorkerEvent | WorkerRow]] = []
     for page in found:
         for node, blob in page.history:
-            rows += [(node, event) for event in _workers(blob) if event.state == "ENDED"]
+            rows += [
+                (node, event)
+                for event in _facts(blob)
+                if isinstance(event, WorkerEvent) and event.state == "ENDED"
+            ]
     rows += _live(found[-1], WorkerRow)
     return {
         "pid": [r.pid for _, r in rows],

@@ -87,7 +87,7 @@ class SharedMemory:
         """Back whole pages by memory and enter them into this process's page table, without the interpreter lock."""
         start = (offset + PAGE - 1) // PAGE * PAGE
         end = (offset + size) // PAGE * PAGE
-        if end > start and platform.populate(self._address() + start, end - start):
+        if end > start and platform.populate(self.address + start, end - start):
             self._touched[start // _CHUNK : (end - 1) // _CHUNK + 1] = b"\1" * (
                 (end - 1) // _CHUNK + 1 - start // _CHUNK
             )
@@ -152,7 +152,9 @@ class SharedMemory:
             self._array = np.frombuffer(self._view, np.uint8)
         return self._array
 
-    def _address(self) -> int:
+    @property
+    def address(self) -> int:
+        """Where the mapping begins in this process."""
         return int(self._bytes().ctypes.data)
 
     def _copy_large(self, offset: int, buffer: memoryview, size: int, warm: bool) -> None:
@@ -230,7 +232,7 @@ def _define() -> None:
                 self.release()
 
     class Mapping:
-        __slots__ = ("__array_interface__", "forks", "length", "release", "start")
+        __slots__ = ("__array_interface__", "__weakref__", "forks", "length", "release", "start")
 
         def __init__(self, start: int, skipped: int, size: int, release: Callable[[], None]) -> None:
             self.start = start

@@ -9,7 +9,7 @@ import argparse
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbray.notebook.arguments import BadUsageError, Parser, did_you_mean
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """``parser``: makes the command line's parser; ``run``: does it, for the notebook of that cockpit."""
+    """``parser``: makes the command line's parser; ``run``: does it, for the notebook of that cockpit, and returns the value of the line, if any."""
 
     parser: Callable[[], Parser]
-    run: Callable[[Cockpit, argparse.Namespace], None]
+    run: Callable[[Cockpit, argparse.Namespace], Any]
 
 
 _MODULES: dict[str, dict[str, str]] = {
@@ -32,6 +32,17 @@ _MODULES: dict[str, dict[str, str]] = {
         "status": "what the cluster does, and where its files are",
         "list": "the clusters of this user on this machine",
         "doctor": "one block of text about this installation, to paste into a bug report",
+    },
+    "tables": {
+        "tasks": "what has run, runs and waits, as a frame",
+        "actors": "the actors, as a frame",
+        "objects": "the values on the cluster and who holds them, as a frame",
+        "where": "the line that each running task is at",
+    },
+    "control": {
+        "why": "why a task waits or was slow, why a value is still in memory, or is not there",
+        "cancel": "stop tasks, with what they have started",
+        "free": "release values, whoever holds them",
     },
     "results": {
         "attach": "bind what an earlier run of this notebook's kernel has left on the cluster",
