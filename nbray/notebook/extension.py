@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,18 +10,22 @@ if TYPE_CHECKING:
 
 _MAGICS = (("cell", "remote"), ("line", "cluster"))
 _loaded: dict[int, Cockpit] = {}
+_completing: dict[int, Callable[[], None]] = {}
+"""What ends the completion of a loaded extension's magics."""
 
 
 def load_ipython_extension(shell: Any) -> None:
     """Called by IPython."""
     if id(shell) in _loaded:
         return
+    from nbray.notebook import completion
     from nbray.notebook.cockpit import Cockpit
     from nbray.notebook.magics import NbrayMagics
 
     cockpit = Cockpit(shell)
     cockpit.load()
     shell.register_magics(NbrayMagics(shell, cockpit))
+    _completing[id(shell)] = completion.register(cockpit)
     _loaded[id(shell)] = cockpit
 
 
@@ -30,6 +35,7 @@ def unload_ipython_extension(shell: Any) -> None:
     if cockpit is None:
         return
     cockpit.unload()
+    _completing.pop(id(shell))()
     magics = shell.magics_manager.magics
     for kind, name in _MAGICS:
         magics[kind].pop(name, None)

@@ -14,13 +14,16 @@ from nbray.notebook.arguments import Parser
 class CellOptions:
     """``out``: names that are brought back, None for all that the cell binds; ``also``: names that are sent although the analysis does not see
     them. ``task``: options of the task, as `nbray.remote` takes them. ``timeout``: seconds until the cell is cancelled. ``quiet``: nbray says
-    nothing of its own.
+    nothing of its own. ``background``: the notebook does not wait; ``on_interrupt``: "cancel", or "detach", which makes a cell that the notebook
+    waits for one in the background.
     """
 
     out: tuple[str, ...] | None = None
     also: tuple[str, ...] = ()
     timeout: float | None = None
     quiet: bool = False
+    background: bool = False
+    on_interrupt: str = "cancel"
     task: dict[str, Any] = field(default_factory=dict)
 
 
@@ -45,6 +48,13 @@ def parser() -> Parser:
         metavar="NAME",
         help="send these names too (what eval and the like read is not seen)",
     )
+    add(
+        "-a",
+        "--async",
+        dest="background",
+        action="store_true",
+        help="run in the background: a later cell that reads what this one binds waits for it",
+    )
     add("--num-cpus", type=arguments.amount, metavar="N", help="CPUs that the cell takes (1)")
     add("--num-gpus", type=arguments.amount, metavar="N", help="GPUs that the cell takes (0)")
     add("--memory", type=arguments.size, metavar="SIZE", help="memory that the cell takes, for instance 2GB")
@@ -55,7 +65,14 @@ def parser() -> Parser:
         metavar="N",
         help="run the cell again, up to N times, if it raises or its process dies (0)",
     )
+    add(
+        "--on-interrupt",
+        choices=("cancel", "detach"),
+        default="cancel",
+        help="what an interrupt does with the cell: end it, or let it go on in the background",
+    )
     add("-q", "--quiet", action="store_true", help="say nothing but what the cell says")
+    made.kinds |= {"out": "bound", "also": "variables"}
     return made
 
 
@@ -75,5 +92,7 @@ def read(given: argparse.Namespace) -> CellOptions:
         also=tuple(arguments.names(given.also) or ()),
         timeout=given.timeout,
         quiet=given.quiet,
+        background=given.background,
+        on_interrupt=given.on_interrupt,
         task=task,
     )
