@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +24,7 @@ _MADV_POPULATE_WRITE = 23
 _MAP_SHARED, _MAP_PRIVATE = 0x01, 0x02
 _PROT_READ_WRITE = 0x01 | 0x02
 _PR_SET_PDEATHSIG = 1
+_F_SETSIG = 10
 _PR_SET_CHILD_SUBREAPER = 36
 _PAGE = 4096
 
@@ -138,6 +140,27 @@ def set_parent_death_signal(number: int) -> bool:
     The parent may have ended before: compare ``os.getppid()`` afterwards.
     """
     return LINUX and _libc().prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) == 0
+
+
+def end_group_with(pipe: int) -> int:
+    """Have the kernel end the process group of the calling process, which leads it, when nobody holds the other end of ``pipe`` (its read end) any more.
+
+    The group is ended however busy this process is, and before it could be told by `set_parent_death_signal`, which ends it alone. Returns the
+    descriptor that this lasts for; -1 where it cannot be done.
+    """
+    if not LINUX:
+        return -1
+    import fcntl
+
+    try:
+        # The owner of a pipe's signal belongs to the open file, and this one is shared with the processes that inherited it.
+        own = os.open(f"/proc/self/fd/{pipe}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    fcntl.fcntl(own, fcntl.F_SETOWN, -os.getpid())
+    fcntl.fcntl(own, _F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | fcntl.FASYNC)
+    return own
 
 
 def adopt_orphans() -> bool:

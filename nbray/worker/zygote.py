@@ -1,7 +1,7 @@
 """The zygote: a process that has imported what workers need and forks them in 2 ms (design section 3).
 
 Single-threaded when it forks, and it uses nothing it has imported: no thread pool, no random state, no Arrow memory is inherited. It reaps its
-workers and reports how they ended. When packages are installed, another zygote takes its place and it ends with its last worker. When its node has ended, so do the workers and all that they have started, then the zygote.
+workers and reports how they ended. When it ends, the kernel ends the workers and their process groups. When packages are installed, another zygote takes its place and it ends with its last worker. When its node has ended, so do the workers and all that they have started, then the zygote.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Zygote:
         self.numbers: dict[int, int] = {}
         self.retired = False
         """Whether another zygote forks the workers from now on."""
+        self.life_read, self.life_write = os.pipe2(os.O_CLOEXEC)
+        """Only this process holds the second one: the first says when it has ended."""
         self.wake_read, self.wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self) -> None:
@@ -134,6 +136,9 @@ class Zygote:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.setpgid(0, 0)
+            platform.end_group_with(self.life_read)
+            os.close(self.life_write)
+            os.close(self.life_read)
             self.node.close()
             os.close(self.wake_read)
             os.close(self.wake_write)

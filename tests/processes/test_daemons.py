@@ -446,3 +446,53 @@ def test_clients_that_come_and_go_do_no_harm(cluster: Any) -> None:
             elif number % 3 == 2:
                 sock.sendall(b"\xff\xff\xff\xff")
     assert cluster.get(one.remote(), timeout=30) == 1
+
+
+def test_nothing_is_left_when_node_and_zygote_are_killed_at_the_same_instant(
+    runtime_dir: Path, tmp_path: Path
+) -> None:
+    """Not even what busy workers had started, and what that had started in its turn."""
+    import subprocess
+    import sys
+
+    import nbray
+
+    nbray.init(num_cpus=2)
+    try:
+
+        @nbray.remote(max_retries=0)
+        def spawns(name: str, *, busy: bool) -> None:
+            code = (
+                "import os, subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)']); "
+                f"open({str(tmp_path / name)!r} + '.new', 'w').write(f'{{os.getpid()}} {{child.pid}}'); "
+                f"os.rename({str(tmp_path / name)!r} + '.new', {str(tmp_path / name)!r}); time.sleep(1000)"
+            )
+            process = subprocess.Popen([sys.executable, "-c", code])
+            if busy:
+                while process.pid:
+                    # Within C, and without letting go of the interpreter.
+                    sum(range(10_000_000))
+            process.wait()
+
+        refs = [spawns.remote("busy", busy=True), spawns.remote("waits", busy=False)]
+        started = []
+        for name in ("busy", "waits"):
+            until((tmp_path / name).exists, f"{name} has started something")
+            started += list(map(int, (tmp_path / name).read_text().split()))
+        node = node_of(nbray)
+        zygote = daemon(node, "zygote")
+        below = descendants(node)
+        assert set(started) <= set(below)
+        # Stopped first, so that neither can do anything between the two signals.
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in (node, zygote):
+                os.kill(pid, number)
+        for pid in below:
+            wait_ended(pid, 10)
+        with pytest.raises(NodeDiedError):
+            nbray.get(refs)
+    finally:
+        nbray.shutdown()
+    nbray.init(num_cpus=1)
+    nbray.shutdown()
+    assert list(runtime_dir.iterdir()) == []
