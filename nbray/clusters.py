@@ -143,6 +143,12 @@ class ClusterRecord:
 
 # -- directories
 
+OWN_FILE = "lock"
+"""In a spill directory: locked as long as its node lives."""
+
+EMPTY_SECONDS = 60.0
+"""Age from which on an empty spill directory is nobody's any more."""
+
 
 def runtime_root(settings: Settings) -> str:
     """The private directory that holds all clusters of this user. Raises NbrayError when there is nowhere to put it."""
@@ -222,6 +228,65 @@ def spill_root(settings: Settings) -> str:
             + ". Make room, or set NBRAY_SPILL_DIR to a directory on a local disk that you can write."
         )
     return usable[0]
+
+
+def _own_spill(path: str) -> int:
+    """Make a cluster's spill directory anew; the descriptor of the lock that says that it is in use."""
+    lock = os.path.join(path, OWN_FILE)
+    while True:
+        shutil.rmtree(path, ignore_errors=True)
+        private_directory(path)
+        fd = -1
+        try:
+            fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(lock).st_ino == os.fstat(fd).st_ino:
+                return fd
+        except (BlockingIOError, FileNotFoundError):
+            pass  # Somebody has taken it for an abandoned one before it was locked.
+        except OSError:
+            if fd < 0:
+                raise
+            return fd  # A file system without locks: nobody else gets one either, so nobody removes it.
+        if fd >= 0:
+            os.close(fd)
+
+
+def _remove_abandoned(root: str) -> None:
+    """Remove spill directories of this user whose nodes are gone, also where nothing else tells of them any more."""
+    prefix = f"nbray-{os.getuid()}-"
+    try:
+        with os.scandir(root) as entries:
+            found = [entry.path for entry in entries if entry.name.startswith(prefix)]
+    except OSError:
+        return
+    for path in found:
+        try:
+            about = os.lstat(path)
+            if stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid():
+                _remove_if_abandoned(path, about.st_mtime)
+        except OSError:
+            continue  # It is being removed, or not ours to judge.
+
+
+def _remove_if_abandoned(path: str, modified: float) -> None:
+    _, ending, pid = path.rpartition(ENDING)
+    if ending and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    try:
+        fd = os.open(os.path.join(path, OWN_FILE), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if time.time() - modified > EMPTY_SECONDS:
+            os.rmdir(path)
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        aside = f"{path}{ENDING}{os.getpid()}"
+        os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        os.close(fd)
 
 
 def _probe(directory: str) -> None:
@@ -347,15 +412,17 @@ def start_cluster(
             time.sleep(0.01)
         shutil.rmtree(directory, ignore_errors=True)
         private_directory(directory)
+        root_of_spill = spill_root(settings)
+        _remove_abandoned(root_of_spill)
         spill = os.path.join(
-            spill_root(settings), f"nbray-{os.getuid()}-{ids.content_id(directory.encode(), 4).hex()}"
+            root_of_spill, f"nbray-{os.getuid()}-{ids.content_id(directory.encode(), 4).hex()}"
         )
-        shutil.rmtree(spill, ignore_errors=True)
-        private_directory(spill)
+        spill_lock = _own_spill(spill)
         paths = Paths(directory, spill)
         ready, told_ready = os.pipe()
         told = {
             "ready_fd": told_ready,
+            "spill_fd": spill_lock,
             "log": paths.log,
             "log_level": settings.log,
             "paths": asdict(paths),
@@ -380,7 +447,7 @@ def start_cluster(
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=[told_ready],
+                    pass_fds=[told_ready, spill_lock],
                     start_new_session=True,
                     cwd="/",
                     env=configuration.child_environment(),
@@ -391,6 +458,7 @@ def start_cluster(
             raise NbrayError(f"the node process could not be started: {error}") from error
         finally:
             os.close(told_ready)
+            os.close(spill_lock)
         came = False
         try:
             came = _await_byte(ready, START_SECONDS)

@@ -806,6 +806,8 @@ def main() -> None:
     """Entry point: ``python -P -m nbray.node.server``, told what it is by a JSON object in argv[1]."""
     told = json.loads(sys.argv[1])
     ready = int(told["ready_fd"])
+    # Kept open as long as this process lives: it locks the spill directory.
+    os.set_inheritable(told["spill_fd"], False)
     logging.basicConfig(
         filename=told["log"], level=told["log_level"], format="%(asctime)s %(name)s %(levelname)s %(message)s"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -355,6 +356,58 @@ def test_stale_directory_of_a_crashed_run(runtime_dir: Path, tmp_path: Path) -> 
     (broken / "cluster.json").unlink()
     broken.rmdir()
     assert not os.path.exists(record.paths.spill)
+
+
+STARTED = """
+info = dict(nbray.init(num_cpus=1, object_store_memory=16 << 20))
+print("node", info["node_pid"])
+print("directory", info["directory"])
+print("spill", info["spill"])
+hear()
+"""
+
+
+def test_spill_directory_of_a_crashed_run_whose_runtime_directory_is_gone(tmp_path: Path) -> None:
+    spill = tmp_path / "spill"
+    runtime = [tmp_path / name for name in ("a", "b", "c")]
+
+    def start(number: int) -> Any:
+        return script(
+            tmp_path / f"{number}.py", STARTED, NBRAY_RUNTIME_DIR=str(runtime[number]), NBRAY_SPILL_DIR=str(spill)
+        )  # fmt: skip
+
+    with start(0) as alive_one, start(1) as crashing:
+        kept = Path(alive_one.line("spill "))
+        node, directory = int(crashing.line("node ")), Path(crashing.line("directory "))
+        lost = Path(crashing.line("spill "))
+        assert lost != kept
+        below = descendants(node)
+        os.kill(node, signal.SIGKILL)
+        for pid in (node, *below):
+            wait_ended(pid, 10)
+        crashing.kill()
+        shutil.rmtree(directory)
+        # What the removal of another one has left, what never got any further, and what is somebody's.
+        half = spill / f"nbray-{os.getuid()}-00000001{clusters.ENDING}999999999"
+        (half / "logs").mkdir(parents=True)
+        early, new = spill / f"nbray-{os.getuid()}-00000002", spill / f"nbray-{os.getuid()}-00000003"
+        foreign = spill / "nbray-data"
+        for path in (early, new, foreign):
+            path.mkdir()
+        os.utime(early, (1, 1))
+        os.utime(foreign, (1, 1))
+        assert (lost / "gcs.sqlite").exists()
+        with start(2) as later:
+            assert Path(later.line("spill ")).exists()
+            assert not lost.exists()
+            assert not half.exists()
+            assert not early.exists()
+            assert kept.exists() and new.exists() and foreign.exists()
+            later.say("end")
+            later.end()
+        alive_one.say("end")
+        alive_one.end()
+    assert sorted(path.name for path in spill.iterdir()) == sorted([new.name, foreign.name])
 
 
 def test_nothing_listens_on_tcp_and_nothing_lies_beside_the_script(runtime_dir: Path, tmp_path: Path) -> None:
