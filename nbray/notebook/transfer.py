@@ -21,13 +21,16 @@ import threading
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import cloudpickle
 
 from nbray.notebook.capture import names_in_query
+from nbray.notebook.stored import APART, Placement, StoredInputs
+from nbray.store import serialization
+from nbray.store.serialization import Raw
 
 IN_BAND = 4096
 """Buffers below this many bytes stay in the pickle: aligning and describing them apart costs more than copying."""
@@ -65,6 +68,8 @@ class Parcel:
     modules: dict[str, str] = field(default_factory=dict)
     imports: list[str] = field(default_factory=list)
     size: int = 0
+    wholes: list[int] = field(default_factory=list)
+    """Which of the stored arguments are values that the pickles refer to; those hold bytes of ``buffers``, too (`nbray.notebook.stored`)."""
 
 
 @dataclass
@@ -82,6 +87,16 @@ class Packed:
     """Bytes of each value that are not in the pickle itself."""
     pickler: NamespacePickler
     """Knows what it has met."""
+    placement: Placement | None = None
+
+    def settle(self, store: StoredInputs) -> Placement:
+        """Put the large values into the store, or find them there. Raises StoreFullError."""
+        placement = self.placement
+        assert placement is not None
+        parcel = self.parcel
+        parcel.buffers = placement.settle(store, parcel.head.raw().nbytes, parcel.buffers)
+        parcel.wholes = placement.wholes
+        return placement
 
 
 def pack(
@@ -92,17 +107,19 @@ def pack(
     extra: Mapping[str, Any] | None = None,
     follow: Callable[[str], bool] | None = None,
     strict: bool = False,
+    apart: bool = False,
 ) -> Packed:
     """Pack the values of ``names``, and of every further name of the namespace that their functions read and ``follow`` agrees to.
 
     ``carried``: types whose instances the engine's own pickler must see. ``extra``: values that have no name in the namespace. Names
-    that cannot be sent are in ``left`` and the rest is complete; or, if ``strict``, the first of them raises RefusedError.
+    that cannot be sent are in ``left`` and the rest is complete; or, if ``strict``, the first of them raises RefusedError. ``apart``: large
+    values may be put into the store; `Packed.settle` has to be called then.
     """
     wanted = dict.fromkeys(names)
     left: dict[str, str] = {}
     needed_by: dict[str, str] = {}
     while True:
-        attempt = _Attempt(wanted, namespace, carried, extra or {}, follow, left, needed_by)
+        attempt = _Attempt(wanted, namespace, carried, extra or {}, follow, left, needed_by, apart)
         failed = attempt.run()
         if failed is None:
             if not attempt.late:
@@ -128,6 +145,7 @@ class _Attempt:
         follow: Callable[[str], bool] | None,
         left: dict[str, str],
         needed_by: dict[str, str],
+        apart: bool,
     ) -> None:
         self._namespace = namespace
         self._extra = extra
@@ -138,7 +156,8 @@ class _Attempt:
         self._plain: deque[str] = deque()
         self._data: deque[str] = deque()
         self._file = io.BytesIO()
-        self._pickler = NamespacePickler(self._file, namespace, carried)
+        self._placement = Placement() if apart else None
+        self._pickler = NamespacePickler(self._file, namespace, carried, self._placement)
         self._parcel = Parcel([], b"", self._pickler.buffers, self._pickler.carried)
         self.needed_by = dict(needed_by)
         self.late = False
@@ -181,13 +200,16 @@ class _Attempt:
 
     def _dump(self, name: str, value: Any) -> Exception | None:
         apart = self._pickler.out_of_band
-        before = self._file.tell() + apart
+        before = self._file.tell() + apart + self._pickler.elsewhere
         carried = len(self._pickler.carried)
         try:
-            self._pickler.dump(value)
+            if self._placement is not None and type(value) in (bytes, str) and len(value) >= APART:
+                self._pickler.dump(self._pickler.whole(value))
+            else:
+                self._pickler.dump(value)
         except Exception as error:  # noqa: BLE001  (whatever a user's __reduce__ raises)
             return error
-        self._sizes[name] = self._file.tell() + self._pickler.out_of_band - before
+        self._sizes[name] = self._file.tell() + self._pickler.out_of_band + self._pickler.elsewhere - before
         self._out_of_band[name] = self._pickler.out_of_band - apart
         self._parcel.names.append(name)
         if len(self._pickler.carried) > carried:
@@ -207,7 +229,7 @@ class _Attempt:
     def packed(self) -> Packed:
         # Its bytes, not a view: a file that is collected while a view of it lives raises.
         self._parcel.head = pickle.PickleBuffer(self._file.getvalue())
-        self._parcel.size = self._file.tell() + self._pickler.out_of_band
+        self._parcel.size = self._file.tell() + self._pickler.out_of_band + self._pickler.elsewhere
         return Packed(
             self._parcel,
             self._left,
@@ -216,13 +238,16 @@ class _Attempt:
             self._carrying,
             self._out_of_band,
             self._pickler,
+            self._placement,
         )
 
 
-def unpack(parcel: Parcel, namespace: dict[str, Any], *, refresh_classes: bool = False) -> dict[str, Any]:
+def unpack(
+    parcel: Parcel, namespace: dict[str, Any], stored: Sequence[Raw] = (), *, refresh_classes: bool = False
+) -> dict[str, Any]:
     """The values by name; functions among them have ``namespace`` as their globals, which gets nothing else but the modules they may need.
 
-    With ``refresh_classes`` a class that this process knows already is given the state that was sent (a worker runs one cell after the
+    ``stored``: the arguments that came with the parcel. With ``refresh_classes`` a class that this process knows already is given the state that was sent (a worker runs one cell after the
     other); else it stays as it is here. Raises what importing the modules or unpickling raises.
     """
     for name in parcel.imports:
@@ -230,10 +255,11 @@ def unpack(parcel: Parcel, namespace: dict[str, Any], *, refresh_classes: bool =
     values: dict[str, Any] = {
         name: importlib.import_module(module) for name, module in parcel.modules.items()
     }
-    buffers = [_writable(buffer) for buffer in parcel.buffers]
+    buffers = _buffers(parcel.buffers, stored)
     unpickler = pickle.Unpickler(io.BytesIO(_writable(parcel.head)), buffers=buffers)
     outer = getattr(_receiving, "end", None)
-    _receiving.end = _End(namespace, parcel.carried, refresh_classes)
+    wholes = [stored[place].value() for place in parcel.wholes]
+    _receiving.end = _End(namespace, parcel.carried, refresh_classes, wholes)
     try:
         for name in parcel.names:
             values[name] = unpickler.load()
@@ -243,6 +269,25 @@ def unpack(parcel: Parcel, namespace: dict[str, Any], *, refresh_classes: bool =
     finally:
         _receiving.end = outer
     return values
+
+
+def _buffers(buffers: Sequence[Any], stored: Sequence[Raw]) -> list[memoryview]:
+    found: list[memoryview] = []
+    seen: list[tuple[int, int, int]] = []
+    for buffer in buffers:
+        if not isinstance(buffer, tuple):
+            found.append(_writable(buffer))
+            continue
+        place, start, size = buffer
+        memory = memoryview(stored[place].data)
+        start = start if start >= 0 else len(memory) + start
+        view = _writable(memory[start : start + size])
+        if any(place == other and start < end and at < start + size for other, at, end in seen):
+            # Two arrays of the notebook show the same memory; here each is to be changed for itself.
+            view = memoryview(bytearray(view))
+        seen.append((place, start, start + size))
+        found.append(view)
+    return found
 
 
 def _writable(buffer: Any) -> memoryview:
@@ -308,7 +353,13 @@ def code_globals(code: types.CodeType) -> frozenset[str]:
 class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Pickles values of a namespace; functions of that namespace without their globals (see the module)."""
 
-    def __init__(self, file: io.BytesIO, namespace: dict[str, Any], carried: tuple[type, ...]) -> None:
+    def __init__(
+        self,
+        file: io.BytesIO,
+        namespace: dict[str, Any],
+        carried: tuple[type, ...],
+        placement: Placement | None = None,
+    ) -> None:
         super().__init__(file, protocol=5, buffer_callback=self._keep)
         self._namespace = namespace
         self._types = carried
@@ -317,6 +368,10 @@ class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickl
         self.buffers: list[pickle.PickleBuffer] = []
         self.out_of_band = 0
         self.carried: list[Any] = []
+        self.elsewhere = 0
+        """Bytes of values that will be objects of their own."""
+        self._placement = placement
+        self._wholes: dict[int, _Whole] = {}
 
     def _keep(self, buffer: pickle.PickleBuffer) -> bool:
         try:
@@ -354,7 +409,16 @@ class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickl
                 return (*reduced[:5], functools.partial(_fill_class, reduced[5]))
             return reduced
         elif kind.__module__ == "numpy" and kind.__name__ == "ndarray":
-            return _reduce_array(value)
+            return _reduce_array(value, self._placement)
+        elif kind.__module__ == "pyarrow.lib":
+            return self._reduce_arrow(value)
+        elif kind is _Whole:
+            return _from_stored, (value.number,)
+        elif self._placement is not None and _holds_arrow(kind):
+            state = {
+                name: each for name, each in value.__dict__.items() if name not in ("_pa_array", "_cache")
+            }
+            return _extension_array, (kind, value._pa_array, state)
         elif isinstance(value, self._types):
             self.carried.append(value)
             return _from_carried, (len(self.carried) - 1,)
@@ -367,6 +431,28 @@ class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickl
             refuse(value)
             self._checked.add(kind)
         return super().reducer_override(value)
+
+    def whole(self, value: Any) -> _Whole:
+        """What to pickle in place of a large text: a pickler does not ask about texts."""
+        found = self._wholes.get(id(value))
+        if found is None:
+            found = self._wholes[id(value)] = _Whole(self._take(value, len(value)))
+        return found
+
+    def _take(self, value: Any, size: int) -> int:
+        assert self._placement is not None
+        self.elsewhere += size
+        return self._placement.take(value, size)
+
+    def _reduce_arrow(self, value: Any) -> Any:
+        if self._placement is not None:
+            import pyarrow as pa
+
+            if isinstance(value, pa.Table | pa.RecordBatch | pa.ChunkedArray | pa.Array):
+                size = value.nbytes
+                if size >= APART:
+                    return _from_stored, (self._take(value, size),)
+        return serialization.reduce_arrow(value)
 
     def _reduce_function(self, function: types.FunctionType) -> Any:
         self._needed |= code_globals(function.__code__)
@@ -395,18 +481,50 @@ class _Memory:
     """The memory of a read-only array, presented as writable: the copy that is made of it may be written."""
 
     def __init__(self, array: Any) -> None:
-        self._array = array
+        self.base = array
         data = (array.__array_interface__["data"][0], False)
         self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (array.nbytes,), "data": data}
 
 
-def _reduce_array(array: Any) -> Any:
+class _Whole:
+    """Stands for a large text while it is pickled."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _holds_arrow(kind: type) -> bool:
+    """Whether it is one of pandas' arrays of Arrow data: those make their data anew for each pickle."""
+    return kind.__name__.startswith(
+        ("ArrowExtensionArray", "ArrowStringArray")
+    ) and kind.__module__.startswith("pandas.")
+
+
+def _reduce_array(array: Any, placement: Placement | None = None) -> Any:
     """Read-only arrays (views of the object store) arrive writable: inputs and results are private copies."""
     flags = array.flags
-    if flags.writeable or array.dtype.hasobject or not (flags.c_contiguous or flags.f_contiguous):
+    if array.dtype.hasobject:
         return NotImplemented
     import numpy as np
 
+    if not (flags.c_contiguous or flags.f_contiguous):
+        if array.nbytes < IN_BAND:
+            return NotImplemented
+        copy = np.ascontiguousarray(array)
+        if placement is not None:
+            placement.copied(copy, array)
+        return np.ndarray, (
+            copy.shape,
+            copy.dtype,
+            pickle.PickleBuffer(cast(Any, copy.reshape(-1).view(np.uint8))),
+            0,
+            None,
+            "C",
+        )
+    if flags.writeable:
+        return NotImplemented
     order = "C" if flags.c_contiguous else "F"
     return np.ndarray, (
         array.shape,
@@ -439,6 +557,7 @@ class _End:
     namespace: dict[str, Any]
     carried: list[Any]
     refresh_classes: bool
+    wholes: list[Any]
 
 
 _receiving = threading.local()
@@ -485,6 +604,16 @@ def _exception(kind: type[BaseException], args: tuple[Any, ...]) -> BaseExceptio
 
 def _from_carried(index: int) -> Any:
     return _here().carried[index]
+
+
+def _from_stored(number: int) -> Any:
+    return _here().wholes[number]
+
+
+def _extension_array(kind: Any, data: Any, state: dict[str, Any]) -> Any:
+    array = kind.__new__(kind)
+    array.__dict__.update(state, _pa_array=data, _cache={})
+    return array
 
 
 def _fill_class(fill: Callable[[type, Any], Any], cls: type, state: tuple[dict[str, Any], Any]) -> None:

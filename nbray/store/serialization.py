@@ -255,6 +255,22 @@ def deserialize_args(
     return args, kwargs
 
 
+class Raw:
+    """An argument that was a ref, as it lies in memory: for functions that say ``takes_raw_arguments``. ``data`` is private, if it can be written at all."""
+
+    __slots__ = ("data", "kind", "refs")
+
+    def __init__(self, kind: int, data: bytes | memoryview, refs: Sequence[Any] | None) -> None:
+        self.kind = kind
+        self.data = data
+        self.refs = refs
+
+    def value(self) -> Any:
+        """What `deserialize` makes of it, as if the function did not take raw arguments."""
+        writable = True if type(self.data) is bytes else None
+        return deserialize(self.kind, self.data, self.refs, writable=writable)
+
+
 def _is_shallow(kind: type, value: Any) -> bool:
     """Whether a container has nothing in it that needs more than the plain pickler."""
     atoms = _ATOMS.issuperset
@@ -495,7 +511,7 @@ def _define_writer(file: BytesIO, protocol: int, buffers: _Buffers) -> Any:
             if kind is _Whole:
                 return type(value.value), (pickle.PickleBuffer(value.value),)
             if kind.__module__ == "pyarrow.lib":
-                return _reduce_arrow(value)
+                return reduce_arrow(value)
             return NotImplemented
 
     known = -1
@@ -571,7 +587,7 @@ def read_slice(form: str, data: Any) -> Any:
     return table.column(0) if form == "ChunkedArray" else table.column(0).chunk(0)
 
 
-def _reduce_arrow(value: Any) -> Any:
+def reduce_arrow(value: Any) -> Any:
     """Pyarrow pickles the whole of what a slice is a part of: a thousand slices of a table would be a thousand tables."""
     import pyarrow as pa
 

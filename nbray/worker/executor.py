@@ -185,7 +185,9 @@ class Executor:
                 function = partial(self._construct, function)
         if not run.args and run.args_at is None and run.deps is None:
             return function, (), {}
-        values = [self._argument(dep, scopes) for dep in run.deps or ()]
+        values: list[Any] = [self._argument(dep, scopes) for dep in run.deps or ()]
+        if not getattr(function, "takes_raw_arguments", False):
+            values = [raw.value() for raw in values]
         refs = self.engine.borrow(run.refs, scopes)
         data: bytes | memoryview = run.args
         if run.args_at is not None:
@@ -196,14 +198,14 @@ class Executor:
         )
         return function, args, kwargs
 
-    def _argument(self, dep: tuple[Any, ...], scopes: list[Scope]) -> Any:
-        """The value of an argument that was a ref: a private copy on write, as all inputs."""
+    def _argument(self, dep: tuple[Any, ...], scopes: list[Scope]) -> serialization.Raw:
+        """An argument that was a ref: a private copy on write, as all inputs."""
         if len(dep) == 4:
             _, kind, data, refs = dep
-            return serialization.deserialize(kind, data, self.engine.borrow(refs, scopes), writable=True)
+            return serialization.Raw(kind, data, self.engine.borrow(refs, scopes))
         object_id, kind, offset, size, refs = dep
         view = self.engine.memory.private(offset, size, self.engine.pinned_argument(object_id))
-        return serialization.deserialize(kind, view, self.engine.borrow(refs, scopes))
+        return serialization.Raw(kind, view, self.engine.borrow(refs, scopes))
 
     def _construct(self, kind: Any, *args: Any, **kwargs: Any) -> None:
         assert self.options is not None
