@@ -100,6 +100,9 @@ MEMORY_CRITICAL = 0.98
 RELIEF_SECONDS = 1.0
 """Seconds that the end of a task is given to show in the memory that is used, unless that grows further."""
 
+STARTS = 8
+"""Workers in a row that may end before they have said hello; then what waits for a worker fails instead of waiting for ever."""
+
 STUCK_SECONDS = 0.5
 """Seconds between looks for circles of waits."""
 
@@ -208,6 +211,7 @@ class NodeMachine:
         self.stopping = ""
         self._stuck_check = now + STUCK_SECONDS
         self._expire_check = now
+        self._failed_starts = 0
         self._relieved = (-RELIEF_SECONDS, 0)
         """When a task was ended for lack of memory, and how much was used then."""
         self._handlers: dict[type, Callable[[Peer, Any], None]] = {
@@ -364,6 +368,13 @@ class NodeMachine:
         if peer is not None:
             peer.worker = None
             self.peers.pop(peer.number, None)
+        elif not worker.why:
+            self._failed_starts += 1
+            if self._failed_starts >= STARTS:
+                self.tasks.no_worker(
+                    f"{self._failed_starts} worker processes in a row ended before they could run anything; the last one {how}. "
+                    f"Their last words are in {self.config.details.get('log', 'the log')}; nbray doctor tells about this installation"
+                )
         if worker.actor:
             self.actors.worker_lost(worker, how)
         else:
@@ -558,6 +569,7 @@ class NodeMachine:
                 self.effects.append(Close(peer.number))
                 return
             peer.worker = worker
+            self._failed_starts = 0
             self.gcs.facts.append(WorkerEvent(worker.pid, "STARTED", self.now))
             self._welcome(peer, 0)
         elif message.role == OBSERVER:

@@ -682,6 +682,12 @@ class Tasks:
                     task, encode_system_error("OutOfMemoryError" if task.oom else "WorkerCrashedError", text)
                 )
 
+    def no_worker(self, why: str) -> None:
+        """No worker process can be started: what waits for one fails."""
+        for task in [t for t in self.tasks.values() if t.state == READY and not t.kind.is_call]:
+            self.node.scheduler.drop(task)
+            self.fail(task, encode_system_error("WorkerCrashedError", f"{task.name} could not be run: {why}"))
+
     # -- cancel
 
     def cancelled_error(self, task: Task) -> bytes:
