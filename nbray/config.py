@@ -8,6 +8,7 @@
 ``NBRAY_STORE_PATIENCE``  seconds that a request for memory in a full store waits (10)
 ``NBRAY_CLUSTER``      name of the cluster to start or join
 ``NBRAY_PORTABLE``     1: use no Linux-only mechanism where a portable one exists
+``NBRAY_STALE_HINTS``  0: notebooks do not tell which results are stale
 ``NBRAY_STATIC``       1: plain, deterministic output in notebooks
 ``NBRAY_LOG``          log level of the daemons (WARNING)
 ``NBRAY_CGROUP_ROOT``  where ``/proc`` and ``/sys`` with the limits of this machine lie (/); for tests of containers
@@ -62,6 +63,7 @@ class Settings:
     cluster: str = ""
     portable: bool = False
     static: bool = False
+    stale_hints: bool = True
     log: str = "WARNING"
     cpu_limit: float = 0.0
     memory_limit: int = 0
@@ -96,6 +98,7 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
         cluster=env.get("NBRAY_CLUSTER", ""),
         portable=env.get("NBRAY_PORTABLE", "") not in ("", "0"),
         static=env.get("NBRAY_STATIC", "") not in ("", "0"),
+        stale_hints=env.get("NBRAY_STALE_HINTS", "1") != "0",
         log=env.get("NBRAY_LOG", "WARNING"),
         cpu_limit=_number(env, "CPU_LIMIT", 0.0),
         memory_limit=int(_number(env, "MEM_LIMIT", 0)),

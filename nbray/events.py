@@ -142,7 +142,8 @@ class WorkerRow(msgspec.Struct, array_like=True, gc=False):
 
 class NameRow(msgspec.Struct, array_like=True, gc=False):
     """A name of a notebook's session and what it stands for. ``job``: the kernel run that it belongs to, ``live``: whether that is connected;
-    ``cell``: label of the cell that binds it. ``state``: READY, SPILLED or LOST; RUNNING while ``task`` is still to bind it. ``size`` in bytes.
+    ``cell``: label of the cell that binds it, ``origin``: what was said of how it makes it. ``state``: READY, SPILLED or LOST; RUNNING while ``task`` is
+    still to bind it. ``size`` in bytes.
     """
 
     session: str
@@ -155,6 +156,7 @@ class NameRow(msgspec.Struct, array_like=True, gc=False):
     size: int
     state: str
     live: bool
+    origin: bytes = b""
 
 
 class NodeRow(msgspec.Struct, array_like=True, gc=False):

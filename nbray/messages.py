@@ -299,12 +299,13 @@ class Transient(_Message, tag=26):
 
 class Names(_Message, tag=27):
     """This task will bind names of the session when it succeeds (`Bound`), these at least. ``version``: of this run of a cell, larger than that of
-    every run before it in the session.
+    every run before it in the session. ``origin``: kept with the names, for whoever asks how they were made.
     """
 
     task: bytes
     version: int
     names: list[str]
+    origin: bytes = b""
 
 
 class Unbind(_Message, tag=28):

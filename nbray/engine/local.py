@@ -849,9 +849,11 @@ class LocalEngine(Engine):
             self._origin = cell
             self.machine.out.append(Origin(cell))
 
-    def expect_names(self, ref: ObjectRef[Any], version: int, names: Sequence[str]) -> None:
-        """The task that makes ``ref`` will bind these names of the session; ``version`` grows with each run of a cell."""
-        self.machine.out.append(Names(ids.task_of(ref._id), version, list(names)))
+    def expect_names(
+        self, ref: ObjectRef[Any], version: int, names: Sequence[str], origin: bytes = b""
+    ) -> None:
+        """The task that makes ``ref`` will bind these names of the session; ``version`` grows with each run of a cell, ``origin`` is kept with them."""
+        self.machine.out.append(Names(ids.task_of(ref._id), version, list(names), origin))
         self.link.later()
 
     def bind_names(

@@ -33,27 +33,30 @@ Key = tuple[str, str]
 class Binding:
     """What a name stands for. ``size``: bytes of its own share of the object, -1 for a module."""
 
-    __slots__ = ("cell", "job", "object", "size", "version")
+    __slots__ = ("cell", "job", "object", "origin", "size", "version")
 
-    def __init__(self, object_id: bytes, version: int, job: int, cell: str, size: int) -> None:
+    def __init__(
+        self, object_id: bytes, version: int, job: int, cell: str, size: int, origin: bytes = b""
+    ) -> None:
         self.object = object_id
         self.version = version
         self.job = job
         self.cell = cell
         self.size = size
+        self.origin = origin
 
 
 class Expected:
     """A task that will bind names when it succeeds. ``dropped``: those that the notebook has bound itself since."""
 
-    __slots__ = ("cell", "dropped", "job", "names", "session", "version")
+    __slots__ = ("dropped", "job", "names", "origin", "session", "version")
 
-    def __init__(self, session: str, version: int, job: int, names: list[str], cell: str) -> None:
+    def __init__(self, session: str, version: int, job: int, names: list[str], origin: bytes) -> None:
         self.session = session
         self.version = version
         self.job = job
         self.names = names
-        self.cell = cell
+        self.origin = origin
         self.dropped: set[str] = set()
 
 
@@ -74,7 +77,7 @@ class Names:
     def on_names(self, peer: Peer, message: m.Names) -> None:
         if message.task in self.node.tasks.tasks:
             self.expected[message.task] = Expected(
-                peer.session, message.version, peer.job, message.names, peer.cell
+                peer.session, message.version, peer.job, message.names, message.origin
             )
 
     def on_bound(self, peer: Peer, message: m.Bound) -> None:
@@ -111,12 +114,12 @@ class Names:
         if task.id in self.remade:
             return
         job = expected.job if expected is not None else self.node.job_of(task)
+        origin = expected.origin if expected is not None else b""
+        returned = ids.return_id(task.id, 0)
         for name, object_id, size in zip(message.names, message.objects, message.sizes, strict=True):
             if expected is None or name not in expected.dropped:
-                self._bind(
-                    (task.session, name),
-                    Binding(object_id or ids.return_id(task.id, 0), message.version, job, task.cell, size),
-                )
+                binding = Binding(object_id or returned, message.version, job, task.cell, size, origin)
+                self._bind((task.session, name), binding)
         for name in message.deleted:
             self._unbind((task.session, name), message.version)
 
@@ -169,6 +172,7 @@ class Names:
                         binding.size,
                         state,
                         live,
+                        binding.origin,
                     )
                 )
         for task_id, expected in self.expected.items():

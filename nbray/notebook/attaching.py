@@ -119,14 +119,16 @@ class Attacher:
         self._engine.take_names([row.name for row in came])
         namespace = self._cockpit.shell.user_ns
         self._cockpit.names.hold({row.name: namespace[row.name] for row in came})
+        for row in came:
+            self._cockpit.trace.restore([row.name], row.origin)
         return came, failed
 
     def _values(self, object_id: bytes) -> dict[str, Any]:
         """The values in an object that names stand for. Waits for one that is still made. Raises what making it raised."""
         from nbray.errors import SerializationError
         from nbray.notebook import transfer
-        from nbray.notebook.names import Gathered
         from nbray.notebook.cell import returned
+        from nbray.notebook.names import Gathered
         from nbray.notebook.runner import CellResult
 
         content = self._engine.get([self._engine.ref(object_id)], None, writable=True)[0]

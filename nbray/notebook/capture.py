@@ -48,7 +48,11 @@ class CellNames:
 
 def analyse(source: str, filename: str = "<cell>") -> CellNames:
     """Names of a cell's (transformed, so plain Python) source. Raises SyntaxError."""
-    tree = ast.parse(source, filename)
+    return analyse_tree(ast.parse(source, filename))
+
+
+def analyse_tree(tree: ast.Module) -> CellNames:
+    """As `analyse`, of a cell that is parsed already."""
     walk = _Walk()
     walk.statements(tree.body)
     walk.finish()

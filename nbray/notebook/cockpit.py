@@ -15,6 +15,7 @@ from nbray.notebook import lifecycle
 from nbray.notebook.cards import Card
 from nbray.notebook.following import Follower
 from nbray.notebook.interrupting import Interrupts
+from nbray.notebook.lineage import Trace
 from nbray.notebook.names import HeldNames
 from nbray.notebook.output import Router
 
@@ -47,8 +48,9 @@ class Cockpit:
         self.shell = shell
         self.static = config.settings().static
         self.router = Router(shell, plain=self.static)
-        self.names = HeldNames(shell.user_ns)
-        self.followers: list[Follower] = [self.names]
+        self.trace = Trace(shell, self.say, config.settings().stale_hints)
+        self.names = HeldNames(shell.user_ns, self.trace)
+        self.followers: list[Follower] = [self.trace, self.names]
         self.interrupts = Interrupts(shell, self.say)
         self._kernel = secrets.token_hex(4)
         self._runs = 0
@@ -59,6 +61,7 @@ class Cockpit:
         """Listen to the shell's cells and to clusters that this process joins."""
         self.shell.events.register("pre_run_cell", self.before_cell)
         self.shell.events.register("post_run_cell", self.after_cell)
+        self.trace.load()
         world.note_modules()
         self._showtraceback = self.shell.showtraceback
         self.shell.showtraceback = self._show_error
@@ -71,6 +74,7 @@ class Cockpit:
         """The opposite of `load`."""
         self.shell.events.unregister("pre_run_cell", self.before_cell)
         self.shell.events.unregister("post_run_cell", self.after_cell)
+        self.trace.unload()
         if self.shell.__dict__.get("showtraceback") == self._show_error:
             del self.shell.showtraceback
         context.on_install.remove(self.attach)
@@ -91,6 +95,7 @@ class Cockpit:
             runtime.epoch += 1
             engine: Any = runtime.engine
             engine.set_origin(self.cell.label)
+        self.trace.began()
 
     def after_cell(self, result: Any) -> None:
         """A cell has ended. If by an interrupt, what it started is cancelled; its modules are noted as they are, before anybody edits them;
@@ -100,6 +105,7 @@ class Cockpit:
         world.note_modules()
         functions.release_stale()
         self.names.look()
+        self.trace.ended_cell(self.cell, not result.success)
 
     def _number(self, info: Any) -> int:
         """What ``In[n]`` will show. Newer versions of IPython have counted up when the cell begins; the history is written later in all."""

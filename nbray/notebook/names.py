@@ -16,6 +16,7 @@ from nbray.notebook.following import Follower
 
 if TYPE_CHECKING:
     from nbray.api.refs import ObjectRef
+    from nbray.notebook.lineage import Trace
     from nbray.notebook.remote_cell import Run
 
 _ABSENT = object()
@@ -31,8 +32,9 @@ class Gathered:
 class HeldNames(Follower):
     """Which names of this kernel's run the cluster holds, and as what."""
 
-    def __init__(self, namespace: dict[str, Any]) -> None:
+    def __init__(self, namespace: dict[str, Any], trace: Trace) -> None:
         self._namespace = namespace
+        self._trace = trace
         self._held: dict[str, Any] = {}
         """Name -> the value, or a weak reference of it."""
         self.left_behind: dict[str, str] = {}
@@ -62,7 +64,7 @@ class HeldNames(Follower):
 
     def submitted(self, run: Run) -> None:
         if self._connected() and run.ref is not None:
-            self._engine.expect_names(run.ref, run.prepared.task.version, run.names)
+            self._engine.expect_names(run.ref, run.prepared.task.version, run.names, self._trace.origin(run))
 
     def bound(self, run: Run, names: Collection[str], deleted: Collection[str]) -> None:
         for name in deleted:

@@ -40,6 +40,7 @@ def start_parser() -> Parser:
     add = parser.add_argument
     add("--session", metavar="NAME", help="name of this notebook, where the front end does not tell it")
     add("--keep", action="store_true", help="keep the cluster when the notebook ends")
+    add("--no-stale-hints", action="store_true", help="do not tell which results are stale")
     return parser
 
 
@@ -52,6 +53,8 @@ def _stop_parser() -> Parser:
 def start(cockpit: Cockpit, options: argparse.Namespace) -> cards.Card:
     """Start a cluster, or join the one that runs; the card that tells about it. Raises what `nbray.init` raises."""
     connected = context.current()
+    if options.no_stale_hints:
+        cockpit.trace.hints = False
     if connected is not None:
         here = facts.of_runtime(connected)
         notes = facts.differences(here, options)
