@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import re
 import sys
-from types import CodeType, FunctionType
-from typing import Any
+from types import CodeType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
 
 from nbray import ids
 from nbray.store.serialization import PICKLE
 from nbray.worker.zygote import BLAS_VARIABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
 
 OPENMP = b"OMP_NUM_THREADS"
 """The variable that numeric libraries look at when their own is not set."""
@@ -38,15 +43,17 @@ def environment(base: dict[bytes, bytes], cpus: int, gpus: tuple[int, ...]) -> d
 
 
 _threads = 1
-"""What the libraries that the zygote has loaded were told."""
+"""What the libraries that are loaded were told, or will read in the environment when they are."""
 
 
 def set_threads(found: dict[bytes, bytes]) -> None:
     """Make numeric libraries that are loaded already follow the environment; those that are loaded later read it themselves."""
     global _threads
     count = _first_number(found.get(b"OPENBLAS_NUM_THREADS")) or _first_number(found.get(OPENMP)) or 1
-    if count != _threads and "numpy" in sys.modules:
-        _threads = count
+    if count == _threads:
+        return
+    _threads = count
+    if "numpy" in sys.modules:
         from threadpoolctl import threadpool_limits
 
         threadpool_limits(count)
@@ -76,6 +83,10 @@ class Seeder:
         self._seed_python = super(random.Random, random._inst).seed
         self._python: Any = random._inst
         self._numpy: _NumpySeeder | None = None
+        self._late: bytes | None = None
+        """The seed for numpy, should the running task import it."""
+        if "numpy.random" not in sys.modules:
+            sys.meta_path.insert(0, _LateNumpy(self.loaded))
 
     def seed(self, task: bytes) -> None:
         """6 µs; torch's generators too, where it is loaded."""
@@ -88,9 +99,42 @@ class Seeder:
             if self._numpy is None:
                 self._numpy = _NumpySeeder(modules["numpy.random"])
             self._numpy.seed(seed[16:])
+        else:
+            self._late = seed[16:]
         torch: Any = modules.get("torch")
         if torch is not None and hasattr(torch, "manual_seed"):
             torch.manual_seed(int.from_bytes(seed[:8], "little"))
+
+    def loaded(self) -> None:
+        """numpy.random has just been imported: by a task, perhaps, whose seed is known."""
+        self._numpy = _NumpySeeder(sys.modules["numpy.random"])
+        if self._late is not None:
+            self._numpy.seed(self._late)
+
+
+class _LateNumpy:
+    """First on ``sys.meta_path`` until numpy.random is imported, in a worker that was forked before the zygote had done so: calls back then."""
+
+    def __init__(self, loaded: Callable[[], None]) -> None:
+        self._loaded = loaded
+
+    def find_spec(
+        self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """As the import system asks for it."""
+        if name != "numpy.random":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_tell(module: ModuleType) -> None:
+                execute(module)
+                self._loaded()
+
+            spec.loader.exec_module = execute_and_tell  # type: ignore[method-assign]
+        return spec
 
 
 class _NumpySeeder:

@@ -129,8 +129,13 @@ class Common:
         self.blobs: dict[bytes, bytes] = {}
         self.surroundings = Surroundings(self.blobs)
         self.seeder = Seeder(bytes.fromhex(told["cluster"]))
-        self.seeder.seed(b"")
         decoder(NodeToClient)
+        self.inherit()
+
+    def inherit(self) -> None:
+        """In the zygote, when it has imported something."""
+        self.surroundings.inherit()
+        self.seeder.seed(b"")
 
 
 class WorkerLoop:

@@ -57,7 +57,7 @@ class Finder:
         self._standard: frozenset[str] = frozenset()
         self._bits = b""
         self._born = 0.0
-        self._inherited = frozenset(sys.modules)
+        self._inherited: frozenset[str] = frozenset()
         paths = sysconfig.get_paths()
         self._library = [
             *dict.fromkeys(
@@ -67,6 +67,10 @@ class Finder:
 
     def install(self) -> None:
         sys.meta_path.insert(0, self)
+
+    def inherit(self) -> None:
+        """In the zygote: what is loaded now is what workers inherit."""
+        self._inherited = frozenset(sys.modules)
 
     def begin(self) -> None:
         """The worker begins: what is imported from now on is as young as its file."""

@@ -131,6 +131,10 @@ class Surroundings:
         builtins.input = _no_input
         _watch()
 
+    def inherit(self) -> None:
+        """In the zygote, when it has imported something."""
+        self._finder.inherit()
+
     def begin(self) -> None:
         """In the worker itself, after the fork."""
         self._finder.begin()

@@ -28,21 +28,28 @@ END_SECONDS = 2.0
 
 
 def _import_ahead() -> None:
-    """What nearly every worker needs. BLAS libraries size their thread pools at import: one thread here, the task's number after the fork."""
-    chosen = {name: os.environ.get(name) for name in BLAS_VARIABLES}
-    for name in BLAS_VARIABLES:
-        os.environ[name] = "1"
+    """What every worker needs."""
     import cloudpickle
     import msgspec
-    import numpy as np
-    import numpy.random
 
     import nbray.api.actor
     import nbray.api.failures
     import nbray.api.functions
+    import nbray.store.classes
     import nbray.worker.main
 
-    _ = cloudpickle, msgspec, np, nbray
+    _ = cloudpickle, msgspec, nbray
+
+
+def _import_numeric() -> None:
+    """What most workers need, but none needs to start. BLAS libraries size their thread pools at import: one thread here, the task's number after the fork."""
+    chosen = {name: os.environ.get(name) for name in BLAS_VARIABLES}
+    for name in BLAS_VARIABLES:
+        os.environ[name] = "1"
+    import numpy as np
+    import numpy.random
+
+    _ = np
     for name, value in chosen.items():
         if value is None:
             os.environ.pop(name, None)
@@ -61,6 +68,8 @@ class Zygote:
         self.pids: dict[int, int] = {}
         """Worker -> pid, of those that are not reaped."""
         self.numbers: dict[int, int] = {}
+        self.complete = False
+        """Whether all is imported. The first worker is forked before: what it runs may not need the rest, and imports it if it does."""
         self.retired = False
         """Whether another zygote forks the workers from now on."""
         self.life_read, self.life_write = os.pipe2(os.O_CLOEXEC)
@@ -81,12 +90,21 @@ class Zygote:
                         self._reap()
                     elif not self._serve():
                         return
+                if self.pids and not self.complete:
+                    self._complete()
                 if self.retired and not self.pids:
                     return
         except (BrokenPipeError, ConnectionResetError):
             return  # The node has ended between two packets.
         finally:
             self._end_all()
+
+    def _complete(self) -> None:
+        self.complete = True
+        _import_numeric()
+        self.common.inherit()
+        gc.collect()
+        gc.freeze()
 
     def _serve(self) -> bool:
         from nbray.worker.zygote_protocol import FORK, MESSAGE, RETIRE, decode_order
@@ -196,13 +214,13 @@ def _signal(pid: int, number: int, group: bool) -> None:
 
 def main() -> None:
     """Entry point: ``python -P -m nbray.worker.zygote``, told what it is by a JSON object in argv[1]."""
+    gc.disable()
     told = json.loads(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     platform.set_process_title("nbray zygote")
     platform.adopt_orphans()
     _import_ahead()
     zygote = Zygote(told)
-    gc.collect()
     gc.freeze()
     zygote.run()
 

@@ -260,3 +260,57 @@ def test_an_argument_that_draws_is_seeded_for(shared_cluster: Any) -> None:
     drawn = shared_cluster.get([add.remote(Drawing()) for _ in range(50)])
     assert len(set(drawn)) == 50
     assert shared_cluster.get(add.remote(1)) == 2
+
+
+_FIRST = """
+import json, sys
+import nbray
+
+@nbray.remote
+def loaded():
+    return "numpy" in sys.modules
+
+@nbray.remote
+def draw():
+    import numpy as np
+    return np.random.random(), np.random.standard_normal()
+
+nbray.init(num_cpus=1, seed=3)
+print(json.dumps([nbray.get(loaded.remote()), *nbray.get(draw.remote())]))
+nbray.shutdown()
+"""
+
+
+def test_the_first_worker_waits_for_no_package_and_draws_what_any_other_does(tmp_path: Path) -> None:
+    """It is forked before numpy is imported; a task that imports it finds it seeded."""
+    script = tmp_path / "first.py"
+    script.write_text(_FIRST)
+    first, again = run_script(script), run_script(script)
+    assert first == again
+    assert first[0] is False
+    assert 0 < first[1] < 1
+
+
+_LATE = """
+import json, sys
+from nbray.worker.adoption import Seeder
+
+late = Seeder(b"c" * 16)
+late.seed(b"t")
+assert "numpy" not in sys.modules and "numpy.random" not in sys.modules
+import numpy.random
+drawn = [numpy.random.random(), numpy.random.standard_normal()]
+numpy.random.random(1000)
+Seeder(b"c" * 16).seed(b"t")
+assert drawn == [numpy.random.random(), numpy.random.standard_normal()]
+late.seed(b"t")
+assert drawn == [numpy.random.random(), numpy.random.standard_normal()]
+late.seed(b"u")
+print(json.dumps(drawn != [numpy.random.random(), numpy.random.standard_normal()]))
+"""
+
+
+def test_numpy_imported_within_a_task_is_seeded_as_before_it(tmp_path: Path) -> None:
+    script = tmp_path / "late.py"
+    script.write_text(_LATE)
+    assert run_script(script) is True
