@@ -11,10 +11,12 @@ from typing import Any
 
 from nbray import config
 from nbray.api import context, functions, session, world
-from nbray.notebook import lifecycle
+from nbray.errors import NbrayError
+from nbray.notebook import failing, lifecycle, stored
 from nbray.notebook.cards import Card
 from nbray.notebook.following import Follower
 from nbray.notebook.interrupting import Interrupts
+from nbray.notebook.late import LateNames
 from nbray.notebook.lineage import Trace
 from nbray.notebook.names import HeldNames
 from nbray.notebook.output import Router
@@ -47,12 +49,16 @@ class Cockpit:
     def __init__(self, shell: Any) -> None:
         self.shell = shell
         self.static = config.settings().static
-        self.router = Router(shell, plain=self.static)
+        self.router = Router(shell, plain=self.static, headless=not lifecycle.may_come_back(shell))
         self.trace = Trace(shell, self.say, config.settings().stale_hints)
         self.names = HeldNames(shell.user_ns, self.trace)
         self.followers: list[Follower] = [self.trace, self.names]
         self.interrupts = Interrupts(shell, self.say)
+        self.late = LateNames(self)
+        self.names.late = self.late
         self._kernel = secrets.token_hex(4)
+        self.told_changed: set[str] = set()
+        """Names of which was said that a cell has changed them on the cluster only."""
         self._runs = 0
         self._attached: context.Runtime | None = None
         self.cell = self._begin("", "", 0)
@@ -61,6 +67,7 @@ class Cockpit:
         """Listen to the shell's cells and to clusters that this process joins."""
         self.shell.events.register("pre_run_cell", self.before_cell)
         self.shell.events.register("post_run_cell", self.after_cell)
+        self.late.load()
         self.trace.load()
         world.note_modules()
         self._showtraceback = self.shell.showtraceback
@@ -74,6 +81,7 @@ class Cockpit:
         """The opposite of `load`."""
         self.shell.events.unregister("pre_run_cell", self.before_cell)
         self.shell.events.unregister("post_run_cell", self.after_cell)
+        self.late.unload()
         self.trace.unload()
         if self.shell.__dict__.get("showtraceback") == self._show_error:
             del self.shell.showtraceback
@@ -96,14 +104,18 @@ class Cockpit:
             engine: Any = runtime.engine
             engine.set_origin(self.cell.label)
         self.trace.began()
+        self.late.look()
 
     def after_cell(self, result: Any) -> None:
         """A cell has ended. If by an interrupt, what it started is cancelled; its modules are noted as they are, before anybody edits them;
         what functions captured and it has rebound is let go.
         """
         self.interrupts.end(self.cell.label, result)
+        self.router.flush(self.cell.label, ended=True)
+        self.late.look()
         world.note_modules()
         functions.release_stale()
+        stored.sweep()
         self.names.look()
         self.trace.ended_cell(self.cell, not result.success)
 
@@ -134,9 +146,14 @@ class Cockpit:
             engine.set_transient(True)
         self._attached = runtime
 
-    def say(self, text: str) -> None:
-        """One line of nbray's own, in the cell that runs."""
-        self.router.display(self.cell.label, {"text/plain": f"nbray: {text}"})
+    def say(self, text: str, cell: CellRun | None = None) -> None:
+        """One line of nbray's own, in the cell that runs or in another one."""
+        self.router.display((cell or self.cell).label, {"text/plain": f"nbray: {text}"})
+
+    def show_value(self, cell: CellRun, value: Any) -> None:
+        """The last value of a cell, in it."""
+        data, metadata = self.shell.display_formatter.format(value)
+        self.router.display(cell.label, data, metadata)
 
     def show(self, card: Card) -> None:
         """A card, in the cell that runs."""
@@ -146,11 +163,19 @@ class Cockpit:
         """IPython asks errors how they want to be shown, except these two kinds."""
         error = exc_tuple[1] if exc_tuple else sys.exc_info()[1]
         render = getattr(error, "_render_traceback_", None)
-        if render is not None and isinstance(error, SyntaxError | BaseExceptionGroup):
+        if render is None and isinstance(error, NbrayError):
+            kind, error, _ = self.shell._get_exc_info(exc_tuple)
+            named = failing.shown_class(error)
+            self.shell._showtraceback(
+                named, failing.shown_value(error), failing.rendered(self.shell, error, static=self.static)
+            )
+        elif render is not None and isinstance(error, SyntaxError | BaseExceptionGroup):
             kind, error, _ = self.shell._get_exc_info(exc_tuple)
             self.shell._showtraceback(kind, error, render())
         else:
             self._showtraceback(exc_tuple, *args, **options)
+        if error is not None:
+            failing.open_to_debugger(self.shell, error)
 
     def _on_output(self, message: Any) -> None:
-        self.router.write(message.cell, message.stream, message.text, message.name, message.pid, message.task)
+        self.router.receive(message)

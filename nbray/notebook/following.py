@@ -30,6 +30,12 @@ class Follower:
     def bound(self, run: Run, names: Collection[str], deleted: Collection[str]) -> None:
         """Values of ``run.ref`` are in the notebook under these names, and those were deleted; also what a cell that failed had bound."""
 
+    def promised(self, run: Run, names: Collection[str]) -> None:
+        """The cell goes on in the background: until it has bound these names the notebook does not have them."""
+
+    def rebound(self, names: Collection[str]) -> None:
+        """The notebook has bound or deleted these promised names itself: it does not want those that come any more."""
+
     def ended(self, run: Run) -> None:
         """The run is over: ``run.state`` is "done", "failed" or "cancelled". A background run ends in another thread."""
 

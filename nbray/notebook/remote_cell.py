@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from nbray.api import context
-from nbray.errors import GetTimeoutError, NbrayError, SerializationError, TaskError
-from nbray.notebook import failing, following
+from nbray.errors import GetTimeoutError, NbrayError, TaskError
+from nbray.notebook import background, failing, following, outcome
 from nbray.notebook.cockpit import CellRun, Cockpit
 from nbray.notebook.commands import lifetime
 from nbray.notebook.options import CellOptions
@@ -15,8 +16,9 @@ from nbray.notebook.options import CellOptions
 if TYPE_CHECKING:
     from nbray.api.refs import ObjectRef
     from nbray.api.remote import RemoteFunction
-    from nbray.notebook.cell import Prepared, Returned
-    from nbray.notebook.runner import CellError, CellResult
+    from nbray.notebook.cell import Prepared
+    from nbray.notebook.late import Promise
+    from nbray.notebook.runner import CellResult
 
 FUTURE_FLAGS = 0xFFF0000
 """Compiler flags of ``from __future__`` statements of earlier cells; IPython keeps others beside them."""
@@ -27,7 +29,8 @@ class Run:
 
     ``cell``: the notebook's cell it belongs to; ``name``: its task's; ``prepared``: what is sent; ``names``: those it may bind or delete, known
     before it runs; ``ref``: of its `CellResult`, from `RemoteCells.submit` on. ``state``: "prepared", "running", then "done", "failed" or
-    "cancelled". ``began``: when it was submitted (monotonic seconds).
+    "cancelled". ``began``: when it was submitted (monotonic seconds). ``inputs``: the cells in the background that it
+    depends on; ``left``: whether it is in the background itself.
     """
 
     def __init__(self, cell: CellRun, options: CellOptions, prepared: Prepared) -> None:
@@ -40,6 +43,10 @@ class Run:
         self.ref: ObjectRef[CellResult] | None = None
         self.state = "prepared"
         self.began = 0.0
+        self.inputs: list[Promise] = []
+        self.left = False
+        self.timed_out = False
+        self.alarm: threading.Timer | None = None
 
 
 class RemoteCells:
@@ -54,21 +61,33 @@ class RemoteCells:
         """Run ``cell`` (as the notebook has it); its last value. Raises what it raises; BadUsageError for names that are none."""
         run = self.prepare(cell, options)
         try:
+            if options.background:
+                self.submit(run)
+                background.leave(self.cockpit, run)
+                return None
             result = self.wait(run)
-            back = self._returned(result)
+            if result is None:
+                return None
+            back = outcome.read(self.cockpit, result)
             run.state = "done"
-            self.bind(run, back)
+            outcome.bind(self.cockpit, run, back)
         finally:
-            self.end(run)
+            if not run.left:
+                self.end(run)
         return back.value
 
     # -- before it runs
 
     def prepare(self, cell: str, options: CellOptions) -> Run:
         """Analyse a cell and pack what it reads; the cluster is there afterwards. Raises SyntaxError, SerializationError, NameError."""
-        prepared = self._prepared(cell, options)
+        prepared, inputs = self._prepared(cell, options)
         self._connect(options)
+        try:
+            prepared.settle()
+        except NbrayError as error:
+            raise failing.briefly(error) from None
         run = Run(self.cockpit.cell, options, prepared)
+        run.inputs = inputs
         for follower in self.cockpit.followers:
             follower.prepared(run)
         return run
@@ -81,7 +100,7 @@ class RemoteCells:
                     f"{card.text.splitlines()[0]} for this cell (%cluster status, %cluster stop)"
                 )
 
-    def _prepared(self, cell: str, options: CellOptions) -> Prepared:
+    def _prepared(self, cell: str, options: CellOptions) -> tuple[Prepared, list[Promise]]:
         from nbray.notebook import transfer
         from nbray.notebook.capture import is_silenced
         from nbray.notebook.cell import prepare
@@ -89,16 +108,18 @@ class RemoteCells:
         shell = self._ip
         source, filename = self._placed(cell)
         try:
+            inputs, also = self._late_inputs(source, options)
             prepared = prepare(
                 source,
                 filename,
                 shell.user_ns,
-                also=options.also,
+                also=also,
                 out=options.out,
                 hidden=shell.user_ns_hidden,
                 flags=shell.compile.flags & FUTURE_FLAGS,
                 display=not is_silenced(cell),
                 carried=transfer.carried_types(),
+                apart=True,
             )
         except SyntaxError as error:
             failing.shown_as(error, shell.SyntaxTB.structured_traceback(type(error), error, []))
@@ -110,7 +131,23 @@ class RemoteCells:
             self.cockpit.say(
                 f"{call} in line {line} may read names that cannot be seen from here; send them with -i NAME"
             )
-        return prepared
+        prepared.task.late = tuple(tuple(promise.names) for promise in inputs)
+        prepared.task.shows = options.background
+        return prepared, inputs
+
+    def _late_inputs(self, source: str, options: CellOptions) -> tuple[list[Promise], list[str]]:
+        """The cells in the background that make what this one reads, and the names to send that its analysis does not see."""
+        late = self.cockpit.late
+        if not len(late):
+            return [], list(options.also)
+        from nbray.notebook.capture import analyse
+
+        inputs = late.inputs(late.read_by([*options.also, *analyse(source).reads]))
+        also = dict.fromkeys(name for name in options.also if name not in late)
+        for promise in inputs:
+            # Functions that it makes will look for these names here.
+            also.update(dict.fromkeys(name for name in promise.read_later() if name in self._ip.user_ns))
+        return inputs, list(also)
 
     def _placed(self, cell: str) -> tuple[str, str]:
         """The cell as plain Python, with as many empty lines before it as there are in the notebook, and its file's name."""
@@ -134,7 +171,9 @@ class RemoteCells:
         """Send it. Raises UnschedulableError and the like."""
         self.cockpit.router.own(run.cell.label, run.name)
         run.began = time.monotonic()
-        run.ref = self._remote_function(run).remote(run.prepared.task)
+        run.ref = self._remote_function(run).remote(
+            run.prepared.task, *[promise.ref for promise in run.inputs], *run.prepared.stored
+        )
         run.state = "running"
         for follower in self.cockpit.followers:
             follower.submitted(run)
@@ -149,13 +188,11 @@ class RemoteCells:
 
     # -- while it runs
 
-    def wait(self, run: Run) -> CellResult:
+    def wait(self, run: Run) -> CellResult | None:
         """Submit it if that has not been done, and block until it has ended. Raises what it raises.
 
-        An interrupt, and the end of its time, cancel it with all that it has started.
+        An interrupt, and the end of its time, cancel it with all that it has started; or the interrupt only ends the waiting (None).
         """
-        from nbray.notebook.runner import CellError
-
         engine = context.require().engine
         try:
             if run.ref is None:
@@ -164,6 +201,9 @@ class RemoteCells:
             with following.watching(self.cockpit.followers, run):
                 result: CellResult = engine.get([run.ref], run.options.timeout, writable=True)[0]
         except KeyboardInterrupt as interrupt:
+            if run.options.on_interrupt == "detach" and run.ref is not None:
+                background.leave(self.cockpit, run)
+                return None
             self._cancel(run)
             failing.shown_as(
                 interrupt, ["KeyboardInterrupt: the cell is cancelled, with the tasks that it started"]
@@ -171,19 +211,10 @@ class RemoteCells:
             raise
         except GetTimeoutError:
             self._cancel(run)
-            raise failing.briefly(
-                GetTimeoutError(
-                    f"the cell was cancelled because it did not end within {run.options.timeout:g} s (--timeout)"
-                )
-            ) from None
-        except TaskError as error:
-            run.state = "failed"
-            if isinstance(error.cause, CellError):
-                self._fail(run, error, error.cause)
-            raise failing.briefly(error) from None
+            raise failing.briefly(GetTimeoutError(background.out_of_time(run))) from None
         except NbrayError as error:
             run.state = "failed"
-            raise failing.briefly(error) from None
+            raise self._failed(run, error) from None
         return result
 
     def _cancel(self, run: Run) -> None:
@@ -193,46 +224,19 @@ class RemoteCells:
 
     # -- after it has run
 
-    def _fail(self, run: Run, error: TaskError, failure: CellError) -> NoReturn:
-        """Raise what the cell raised, after binding what it had bound until then."""
-        from nbray.notebook import render
-        from nbray.notebook.cell import returned
+    def _failed(self, run: Run, error: NbrayError) -> Exception:
+        """What to raise for the error of a task, after binding what the cell had bound until then."""
+        from nbray.notebook.runner import CellError
 
-        back = returned(failure.result, self._ip.user_ns)
-        self.bind(run, back)
-        where = "This ran on the cluster"
-        if not self.cockpit.static:
-            where += f" (task {error.task}, worker pid {error.pid}, node {error.node})"
-        style = render.Style(coloured=self._ip.colors.lower() != "nocolor")
-        lines = render.traceback_lines(failure.report, self._cell_name, where, style)
-        raised = back.value if isinstance(back.value, BaseException) else TaskError(*failure.args)
-        raised.__traceback__ = None
-        failing.shown_as(raised, lines)
-        raise raised
-
-    def _cell_name(self, filename: str) -> str | None:
-        named = self._ip.compile.format_code_name(filename)
-        return None if named is None else " ".join(named)
-
-    def _returned(self, result: CellResult) -> Returned:
-        from nbray.notebook.cell import returned
-
-        try:
-            return returned(result, self._ip.user_ns)
-        except Exception as error:
-            text = f"the cell ran, but what it bound cannot be read here: {type(error).__name__}: {error}"
-            raise failing.briefly(SerializationError(text)) from error
-
-    def bind(self, run: Run, back: Returned) -> None:
-        """Put what came back into the notebook, and say what did not."""
-        self._ip.push(back.values)
-        for name in back.deleted:
-            self._ip.user_ns.pop(name, None)
-        for follower in self.cockpit.followers:
-            follower.bound(run, back.values, back.deleted)
-        if not run.options.quiet:
-            for note in back.notes:
-                self.cockpit.say(note)
+        cause = error.cause if isinstance(error, TaskError) else None
+        back, title = None, ""
+        if isinstance(cause, CellError):
+            back = outcome.read(self.cockpit, cause.result)
+            if cause.cell in ("", run.cell.label):
+                outcome.bind(self.cockpit, run, back)
+            else:
+                title = f"This cell needs what {cause.cell.split()[0]} makes, and that failed:"
+        return outcome.failed(self.cockpit, error, back, title)
 
     def end(self, run: Run) -> None:
         """The run is over; the notebook lets its result go."""

@@ -9,20 +9,25 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import functools
 import inspect
+import io
 import linecache
 import os
 import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import nbray
-from nbray.notebook import kept, shell, transfer
+from nbray.api.reports import Report, describe
+from nbray.notebook import changes, kept, shell, transfer
 from nbray.notebook.transfer import Parcel
+from nbray.store.serialization import Raw
+from nbray.worker.display import flush_figures
 
 RESULT = "__nbray_value__"
 """Where the value of the last expression waits; no notebook uses such a name."""
@@ -56,6 +61,12 @@ class CellTask:
     display: bool
     version: int = 0
     """Of this run of the cell, for the names that it binds (`nbray.messages.Names`)."""
+    late: tuple[tuple[str, ...], ...] = ()
+    """Names that come from the results of other cells: those of the first one passed to `run_cell`, of the second, ..."""
+    shows: bool = False
+    """Whether the last value is displayed from there, because nobody waits for it."""
+    watched: tuple[str, ...] = ()
+    """Inputs of which is said when the cell has changed them without binding them; smallest first."""
 
 
 @dataclass
@@ -73,53 +84,47 @@ class CellResult:
     parts: list[Any] = field(default_factory=list)
     homes: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass
-class Frame:
-    """One line of a traceback; columns as in `traceback.FrameSummary`."""
-
-    filename: str
-    line: int
-    name: str
-    text: str
-
-
-@dataclass
-class Report:
-    """An exception for people: its class, its final line(s), its frames, and what led to it (``link`` says how)."""
-
-    kind: str
-    lines: list[str]
-    frames: list[Frame]
-    before: Report | None = None
-    link: str = ""
-    group: list[Report] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    """Names whose values the cell has changed without binding them."""
 
 
 class CellError(Exception):
     """A cell raised. Its text is that of the user's exception; the exception and what the cell bound before are inside."""
 
-    def __init__(self, text: str, report: Report, result: CellResult) -> None:
+    def __init__(self, text: str, report: Report, result: CellResult, cell: str = "") -> None:
+        """``cell``: label of the cell that raised."""
         super().__init__(text)
         self.report = report
         self.result = result
+        self.cell = cell
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CellError, (*self.args, self.report, self.result)
+        return CellError, (*self.args, self.report, self.result, self.cell)
 
 
-def run_cell(task: CellTask) -> CellResult:
-    """Run a cell, its inputs in private memory. Raises CellError for what its code raises; KeyboardInterrupt when the cell is cancelled."""
+def run_cell(task: CellTask, *given: Raw) -> CellResult:
+    """Run a cell, its inputs in private memory. Raises CellError for what its code raises; KeyboardInterrupt when the cell is cancelled.
+
+    ``given``: results of the cells that make the names of ``task.late``, then what ``task.inputs`` has in the store.
+    """
     from nbray.api import context
 
-    result = execute(task, transfer.carried_types(), context.require().engine.put)
+    made = [each.value() for each in given[: len(task.late)]]
+    stored = given[len(task.late) :]
+    result = execute(task, transfer.carried_types(), context.require().engine.put, made, stored)
     kept.announce(task.version, result)
     return result
 
 
+run_cell.takes_raw_arguments = True  # type: ignore[attr-defined]  # see nbray.worker.executor
+
+
 def execute(
-    task: CellTask, carried: tuple[type, ...] = (), store: Callable[[Parcel], Any] | None = None
+    task: CellTask,
+    carried: tuple[type, ...] = (),
+    store: Callable[[Parcel], Any] | None = None,
+    made: Sequence[CellResult] = (),
+    stored: Sequence[Raw] = (),
 ) -> CellResult:
     """As `run_cell`; needs no cluster. ``store``: puts a parcel on the cluster, where a part of the result is worth an object of its own."""
     module = types.ModuleType("__main__")
@@ -128,17 +133,32 @@ def execute(
     failure: CellError | None = None
     with _as_main(module):
         namespace.update(dict.fromkeys(task.placeholders, _PLACEHOLDER))
-        namespace.update(transfer.unpack(task.inputs, namespace, refresh_classes=True))
+        for source, names in zip(made, task.late, strict=True):
+            _receive(source, names, namespace)
+        namespace.update(transfer.unpack(task.inputs, namespace, stored, refresh_classes=True))
         before = dict(namespace)
+        watch = changes.Watch(
+            task.watched, namespace, changes.dumper(functools.partial(_pickler, namespace, carried))
+        )
         try:
-            _run(task, namespace)
+            try:
+                _run(task, namespace)
+            finally:
+                # Also what was plotted before an error; a figure that is sent back must not be one that is still to be shown.
+                flush_figures()
+            if task.shows and namespace.get(RESULT) is not None:
+                shell.display(namespace.pop(RESULT))
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001  (SystemExit too: it must not end the worker)
+            changed = watch.changed(namespace)
             failure = _failure(task, error, before, namespace, carried)
+            failure.result.changed = changed
             traceback.clear_frames(error.__traceback__)
         else:
+            changed = watch.changed(namespace)
             result = _result(task, before, namespace, carried, store)
+            result.changed = changed
     sys.stdout.flush()
     sys.stderr.flush()
     if threading.active_count() <= threads:
@@ -147,6 +167,28 @@ def execute(
     if failure is not None:
         raise failure
     return result
+
+
+def _pickler(
+    namespace: dict[str, Any], carried: tuple[type, ...], file: io.BytesIO
+) -> transfer.NamespacePickler:
+    return transfer.NamespacePickler(file, namespace, carried)
+
+
+def _receive(result: CellResult, names: Iterable[str], namespace: dict[str, Any]) -> None:
+    """Put names that another cell has bound into the namespace."""
+    from nbray.api import context
+
+    parcels = [result.values]
+    homes = {result.homes.get(name, -1) for name in names}
+    parts = [part for home, part in enumerate(result.parts) if home in homes]
+    if parts:
+        parcels += context.require().engine.get(parts, None, writable=True)
+    for parcel in parcels:
+        values = transfer.unpack(parcel, namespace, refresh_classes=True)
+        for name in values:
+            namespace.pop(name, None)
+        namespace.update({name: value for name, value in values.items() if name in names})
 
 
 @contextlib.contextmanager
@@ -294,49 +336,15 @@ def _failure(
         packed = transfer.pack((), namespace)
     left.pop(RESULT, None)
     result = CellResult(packed.parcel, _deleted(before, namespace), left)
-    return CellError("\n".join(report.lines), report, result)
+    return CellError("\n".join(report.lines), report, result, _cell())
 
 
-def describe(error: BaseException) -> Report:
-    """The exception without the frames of nbray, and of what started the cell."""
-    return _report(error, set())
+def _cell() -> str:
+    """Label of the notebook's cell that runs."""
+    from nbray.api import context
 
-
-def _report(error: BaseException, seen: set[int]) -> Report:
-    seen.add(id(error))
-    frames = [
-        Frame(entry.filename, entry.lineno or 0, entry.name, entry.line or "")
-        for entry in _users(traceback.extract_tb(error.__traceback__))
-    ]
-    try:
-        lines = [line.rstrip("\n") for line in traceback.format_exception_only(error)]
-    except Exception:  # noqa: BLE001  (a user's __str__ may raise anything)
-        lines = [f"{type(error).__name__}: <its __str__ raised>"]
-    report = Report(type(error).__name__, lines, frames)
-    cause, related = error.__cause__, error.__context__
-    if cause is not None and id(cause) not in seen:
-        report.before, report.link = (
-            _report(cause, seen),
-            "The above exception was the direct cause of the following exception:",
-        )
-    elif related is not None and not error.__suppress_context__ and id(related) not in seen:
-        report.before, report.link = (
-            _report(related, seen),
-            "During handling of the above exception, another exception occurred:",
-        )
-    if isinstance(error, BaseExceptionGroup):
-        report.group = [_report(inner, seen) for inner in error.exceptions if id(inner) not in seen]
-    return report
-
-
-def _users(entries: Iterable[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
-    import asyncio
-
-    launcher = os.path.dirname(os.path.abspath(asyncio.__file__)) + os.sep
-    kept = [entry for entry in entries if not os.path.abspath(entry.filename).startswith(_OWN_FRAMES)]
-    while kept and os.path.abspath(kept[0].filename).startswith(launcher):
-        kept.pop(0)
-    return kept
+    running = context.current_task.get()
+    return running.cell if running is not None else ""
 
 
 def _text(value: Any) -> str:
