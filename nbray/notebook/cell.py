@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbray.api import context
 from nbray.errors import SerializationError
-from nbray.notebook import transfer
+from nbray.notebook import changes, transfer
 from nbray.notebook.capture import CellNames, analyse
 from nbray.notebook.runner import RESULT, CellResult, CellTask
 from nbray.notebook.stored import Inputs, of_this_process
@@ -97,8 +97,19 @@ def prepare(
         dotted,
         None if out is None else tuple(out),
         display,
+        watched=_watched(packed, names, namespace),
     )
     return Prepared(task, packed.sizes, names.blind, packed)
+
+
+def _watched(packed: Packed, names: CellNames, namespace: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the cell may change in place without binding it, smallest first."""
+    found = [
+        (size, name)
+        for name, size in packed.sizes.items()
+        if size <= changes.LIMIT and name not in names.binds and changes.may_change(namespace[name])
+    ]
+    return tuple(name for _, name in sorted(found))
 
 
 def _submodules(names: CellNames, namespace: Mapping[str, Any]) -> list[str]:
@@ -132,12 +143,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Returned:
-    """What came back: values to bind, names to delete, the last value (None: nothing to display), and what to say about the rest."""
+    """What came back: values to bind, names to delete, the last value (None: nothing to display), and what to say about the rest.
+
+    ``changed``: names whose values the cell has changed without binding them, so that the notebook's are as they were.
+    """
 
     values: dict[str, Any]
     deleted: list[str]
     value: Any
     notes: list[str]
+    changed: list[str]
 
 
 class Shown:
@@ -169,7 +184,16 @@ def returned(result: CellResult, namespace: dict[str, Any]) -> Returned:
     notes += [f"-o {name}: the cell has not bound that name" for name in result.missing]
     if result.text is not None:
         value = Shown(result.text)
-    return Returned(values, result.deleted, value, notes)
+    return Returned(values, result.deleted, value, notes, result.changed)
+
+
+def changed_note(names: Sequence[str]) -> str:
+    """What to say of them."""
+    one = len(names) == 1
+    return (
+        f"{', '.join(names)} changed on the cluster only: bind {'it' if one else 'them'} in the cell ({names[0]} = {names[0]}) "
+        f"or return {'it' if one else 'them'}"
+    )
 
 
 def empty() -> Parcel:
