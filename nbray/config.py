@@ -4,12 +4,14 @@
 ``NBRAY_TTL``          seconds that a cluster without drivers and work lives on (1800)
 ``NBRAY_RUNTIME_DIR``  directory of sockets and discovery files (default: a private one below the user's runtime directory)
 ``NBRAY_SPILL_DIR``    directory on a local disk for spilled objects and the GCS's database (default: the temp directory)
+``NBRAY_DATA_DIR``     directory of results that outlive their cluster (default: below the user's data directory)
 ``NBRAY_STORE_MEMORY`` bytes of the object store (default: 30 % of the memory this process may use)
 ``NBRAY_STORE_PATIENCE``  seconds that a request for memory in a full store waits (10)
 ``NBRAY_CLUSTER``      name of the cluster to start or join
 ``NBRAY_PORTABLE``     1: use no Linux-only mechanism where a portable one exists
 ``NBRAY_STALE_HINTS``  0: notebooks do not tell which results are stale
 ``NBRAY_STATIC``       1: plain, deterministic output in notebooks
+``NBRAY_LOCALS``       0: errors of tasks do not carry local variables (for ``%debug``)
 ``NBRAY_LOG``          log level of the daemons (WARNING)
 ``NBRAY_CGROUP_ROOT``  where ``/proc`` and ``/sys`` with the limits of this machine lie (/); for tests of containers
 ``CPU_LIMIT``, ``MEM_LIMIT``  limits set by hosting platforms (JupyterHub)
@@ -20,6 +22,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -58,11 +61,13 @@ class Settings:
     ttl: float = 1800.0
     runtime_dir: str = ""
     spill_dir: str = ""
+    data_dir: str = ""
     store_memory: int = 0
     store_patience: float = 10.0
     cluster: str = ""
     portable: bool = False
     static: bool = False
+    capture_locals: bool = True
     stale_hints: bool = True
     log: str = "WARNING"
     cpu_limit: float = 0.0
@@ -93,11 +98,13 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
         ttl=_number(env, "NBRAY_TTL", 1800.0),
         runtime_dir=env.get("NBRAY_RUNTIME_DIR", ""),
         spill_dir=env.get("NBRAY_SPILL_DIR", ""),
+        data_dir=env.get("NBRAY_DATA_DIR", "") or _data_home(env),
         store_memory=int(_number(env, "NBRAY_STORE_MEMORY", 0)),
         store_patience=_number(env, "NBRAY_STORE_PATIENCE", 10.0),
         cluster=env.get("NBRAY_CLUSTER", ""),
         portable=env.get("NBRAY_PORTABLE", "") not in ("", "0"),
         static=env.get("NBRAY_STATIC", "") not in ("", "0"),
+        capture_locals=env.get("NBRAY_LOCALS", "") != "0",
         stale_hints=env.get("NBRAY_STALE_HINTS", "1") != "0",
         log=env.get("NBRAY_LOG", "WARNING"),
         cpu_limit=_number(env, "CPU_LIMIT", 0.0),
@@ -108,6 +115,12 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
         cuda_devices=env.get("CUDA_VISIBLE_DEVICES"),
         cgroup_root=env.get("NBRAY_CGROUP_ROOT", "/"),
     )
+
+
+def _data_home(env: Mapping[str, str]) -> str:
+    """Where this user's programs keep data, "" where there is no home."""
+    home = env.get("XDG_DATA_HOME", "") or os.path.join(env.get("HOME", ""), ".local", "share")
+    return os.path.join(home, "nbray") if os.path.isabs(home) else ""
 
 
 def child_environment() -> dict[str, str]:
@@ -122,6 +135,21 @@ def child_environment() -> dict[str, str]:
         "PYTHONINSPECT",
     }
     return {k: v for k, v in os.environ.items() if k not in dropped and k.lower() not in dropped}
+
+
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|PRIVATE", re.IGNORECASE)
+SECRET_LENGTH = 6
+"""Shorter values occur by chance."""
+
+
+def secret_values(environment: Mapping[str, str] | None = None) -> dict[bytes, str]:
+    """Values of the environment variables whose names sound secret, each with its name: nothing that has one in it may be shown."""
+    env = os.environ if environment is None else environment
+    return {
+        value.encode(errors="surrogateescape"): name
+        for name, value in env.items()
+        if len(value) >= SECRET_LENGTH and _SECRET.search(name)
+    }
 
 
 def notable_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:

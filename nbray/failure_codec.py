@@ -27,7 +27,8 @@ class UserFailure(msgspec.Struct, array_like=True, tag="u", gc=False):
 
     ``cause``: how to make the exception again (``nbray.api.failures``), empty if that is impossible; ``why``: then the reason. ``name``: its
     class's name; ``text``: its str; ``traceback``: the user's frames. ``task``, ``node``, ``pid``, ``attempt``: where it ran. ``actor``: the
-    name of the actor class whose constructor it ended, else empty.
+    name of the actor class whose constructor it ended, else empty. ``report``: frames, lines and variables (``nbray.api.reports``), opened only by
+    who shows or debugs it.
     """
 
     cause: bytes
@@ -40,6 +41,7 @@ class UserFailure(msgspec.Struct, array_like=True, tag="u", gc=False):
     pid: int
     attempt: int = 0
     actor: str = ""
+    report: bytes = b""
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -16,7 +16,7 @@ from typing import Any
 
 import nbray
 from nbray import failure_codec
-from nbray.api import readonly
+from nbray.api import readonly, reports
 from nbray.api.functions import pickle_alone
 from nbray.errors import ActorDiedError, TaskError
 from nbray.failure_codec import UserFailure
@@ -62,6 +62,13 @@ class RevivedError(TaskError):
     def __str__(self) -> str:
         return self._text
 
+    @property
+    def report(self) -> reports.Report | None:
+        """Its frames, for who shows or debugs it."""
+        failure = failure_codec.read(self._payload) if self._payload else None
+        found = failure.report if isinstance(failure, UserFailure) else b""
+        return reports.decode(found) if found else None
+
     def __reduce__(self) -> tuple[Any, ...]:
         notes = self.__dict__.get("__notes__")
         return failure_codec.decode_error, (self._payload,), {"__notes__": notes} if notes else None
@@ -106,8 +113,18 @@ def describe_failure(
             pid=pid,
             attempt=attempt,
             actor=actor,
+            report=_reported(error),
         )
     )
+
+
+def _reported(error: BaseException) -> bytes:
+    """The report of an exception; empty if all its frames are nbray's (what a cell raised brings its own)."""
+    try:
+        report = reports.describe(error)
+        return reports.encode(report) if report.frames else b""
+    except Exception:  # noqa: BLE001  (the error itself matters more)
+        return b""
 
 
 def allows_retry(

@@ -6,7 +6,7 @@ import linecache
 import os
 from collections.abc import Callable
 
-from nbray.notebook.runner import Frame, Report
+from nbray.api.reports import FRAMES, Frame, Report
 
 CONTEXT = 2
 """Lines shown before and after the one that raised."""
@@ -45,8 +45,11 @@ def _report(report: Report, name: Namer, style: Style) -> list[str]:
     lines.append(
         f"{style.error}{report.kind}{style.end}{head:>{max(len(head) + 1, WIDTH - len(report.kind))}}"
     )
-    for frame in _shortened(report.frames):
-        lines += [frame] if isinstance(frame, str) else _frame(frame, name, style)
+    lines += _frames(report, name, style)
+    inner = report.inner
+    while inner is not None:
+        lines += [f"{style.dim}in {report.where}:{style.end}", *_frames(inner, name, style)]
+        report, inner = inner, inner.inner
     first, *rest = report.lines or [report.kind]
     kind, separator, message = first.partition(":")
     lines += [f"{style.error}{kind}{style.end}{separator}{message}", *rest]
@@ -56,11 +59,14 @@ def _report(report: Report, name: Namer, style: Style) -> list[str]:
     return lines
 
 
-def _shortened(frames: list[Frame]) -> list[Frame | str]:
-    """Deep recursion: its ends."""
-    if len(frames) <= 40:
-        return list(frames)
-    return [*frames[:20], f"... {len(frames) - 40} frames left out ...", *frames[-20:]]
+def _frames(report: Report, name: Namer, style: Style) -> list[str]:
+    """The frames; of a deep recursion its ends."""
+    lines = []
+    for number, frame in enumerate(report.frames):
+        if report.left_out and number == FRAMES:
+            lines += [f"... {report.left_out} frames left out ...", ""]
+        lines += _frame(frame, name, style)
+    return lines
 
 
 def _frame(frame: Frame, name: Namer, style: Style) -> list[str]:
