@@ -53,9 +53,10 @@ class Promise:
         """Global names that the functions and classes of its cell read when they are called."""
         from nbray.notebook.transfer import code_globals
 
-        if self.run.prepared is None:
+        prepared: Any = self.run.prepared
+        if prepared is None:
             return []  # It was started by an earlier run of the kernel.
-        code = compile(self.run.prepared.task.source, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        code = compile(prepared.task.source, "<cell>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         inner = [code_globals(const) for const in code.co_consts if isinstance(const, types.CodeType)]
         return sorted(set().union(*inner))
 

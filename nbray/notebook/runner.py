@@ -27,7 +27,7 @@ from nbray.api.reports import Report, describe
 from nbray.notebook import changes, kept, shell, transfer
 from nbray.notebook.transfer import Parcel
 from nbray.store.serialization import Raw
-from nbray.worker.display import flush_figures
+from nbray.worker.display import display, flush_figures
 
 RESULT = "__nbray_value__"
 """Where the value of the last expression waits; no notebook uses such a name."""
@@ -147,7 +147,7 @@ def execute(
                 # Also what was plotted before an error; a figure that is sent back must not be one that is still to be shown.
                 flush_figures()
             if task.shows and namespace.get(RESULT) is not None:
-                shell.display(namespace.pop(RESULT))
+                display(namespace.pop(RESULT))
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001  (SystemExit too: it must not end the worker)
