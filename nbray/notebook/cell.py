@@ -14,7 +14,7 @@ from nbray.notebook import changes, transfer
 from nbray.notebook.capture import CellNames, analyse
 from nbray.notebook.runner import RESULT, CellResult, CellTask
 from nbray.notebook.stored import Inputs, of_this_process
-from nbray.notebook.transfer import Packed, Parcel, RefusedError, UnsendableError
+from nbray.notebook.transfer import Packed, Parcel, RefusedError
 
 if TYPE_CHECKING:
     from nbray.api.refs import ObjectRef
@@ -34,6 +34,7 @@ class Prepared:
     sizes: Mapping[str, int]
     blind: tuple[tuple[str, int], ...]
     packed: Packed
+    names: CellNames
     stored: Sequence[ObjectRef[Any]] = ()
     inputs: Inputs = field(default_factory=Inputs)
 
@@ -57,12 +58,14 @@ def prepare(
     display: bool = True,
     carried: tuple[type, ...] = (),
     apart: bool = False,
+    strict: bool = True,
 ) -> Prepared:
     """What has to be sent to run ``source`` (plain Python) as if in ``namespace``.
 
     ``also``: names to send that the analysis cannot see; ``out``: names that are wanted, None for all; ``hidden``: names that the shell
-    itself put into the namespace; ``apart``: large values may lie in the store, see `Prepared.settle`. Raises SyntaxError, NameError (a name of ``also`` does not exist), SerializationError (a value
-    cannot be sent: names the variable and says why).
+    itself put into the namespace; ``apart``: large values may lie in the store, see `Prepared.settle`; without ``strict``
+    values that cannot be sent are in ``packed.refused``, and the cell is not to be submitted. Raises SyntaxError, NameError (a name of
+    ``also`` does not exist), SerializationError (a value cannot be sent: names the variable and says why).
     """
     names = analyse(source, filename)
     own = {
@@ -81,10 +84,10 @@ def prepare(
     placeholders = tuple(name for name in names.deletes if name in namespace and name not in sent)
     try:
         packed = transfer.pack(
-            sent, namespace, carried=carried, follow=lambda name: name not in own, strict=True, apart=apart
+            sent, namespace, carried=carried, follow=lambda name: name not in own, strict=strict, apart=apart
         )
     except RefusedError as refused:
-        raise _refusal(refused) from None
+        raise _refusal(refused, namespace) from None
     packed.parcel.imports = _submodules(names, namespace)
     dotted = tuple(name for name in names.imports if "." in name)
     task = CellTask(
@@ -99,7 +102,7 @@ def prepare(
         display,
         watched=_watched(packed, names, namespace),
     )
-    return Prepared(task, packed.sizes, names.blind, packed)
+    return Prepared(task, packed.sizes, names.blind, packed, names)
 
 
 def _watched(packed: Packed, names: CellNames, namespace: Mapping[str, Any]) -> tuple[str, ...]:
@@ -121,18 +124,10 @@ def _submodules(names: CellNames, namespace: Mapping[str, Any]) -> list[str]:
     return list(found)
 
 
-def _refusal(refused: RefusedError) -> SerializationError:
-    from nbray.store.culprit import explain
+def _refusal(refused: RefusedError, namespace: dict[str, Any]) -> SerializationError:
+    from nbray.notebook.refusals import explain
 
-    reader = f" (the function {refused.needed_by!r} reads it)" if refused.needed_by else ""
-    name = f"the variable {refused.name!r}{reader}"
-    cause = refused.__cause__
-    if isinstance(cause, UnsendableError):
-        kind = type(refused.value)
-        return SerializationError(
-            f"{name}, of type {kind.__module__}.{kind.__qualname__}, cannot be sent to the cluster: {cause}"
-        )
-    return explain(cause if isinstance(cause, Exception) else refused, refused.value, name)
+    return explain(refused.__cause__ or refused, refused.value, refused.name, refused.needed_by, namespace)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

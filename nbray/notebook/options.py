@@ -24,6 +24,8 @@ class CellOptions:
     quiet: bool = False
     background: bool = False
     on_interrupt: str = "cancel"
+    dry_run: bool = False
+    """Say what would be sent, and run nothing."""
     task: dict[str, Any] = field(default_factory=dict)
 
 
@@ -71,6 +73,11 @@ def parser() -> Parser:
         default="cancel",
         help="what an interrupt does with the cell: end it, or let it go on in the background",
     )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="show what would be sent, why, and what would be refused; run nothing",
+    )
     add("-q", "--quiet", action="store_true", help="say nothing but what the cell says")
     made.kinds |= {"out": "bound", "also": "variables"}
     return made
@@ -94,5 +101,6 @@ def read(given: argparse.Namespace) -> CellOptions:
         quiet=given.quiet,
         background=given.background,
         on_interrupt=given.on_interrupt,
+        dry_run=given.dry_run,
         task=task,
     )

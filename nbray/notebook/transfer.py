@@ -78,6 +78,8 @@ class Packed:
 
     parcel: Parcel
     left: dict[str, str]
+    refused: dict[str, Exception]
+    """name -> what its packing raised, for those of ``left``."""
     sizes: dict[str, int]
     needed_by: dict[str, str]
     """name -> the function that reads it, for names that the cell itself does not mention."""
@@ -117,13 +119,14 @@ def pack(
     """
     wanted = dict.fromkeys(names)
     left: dict[str, str] = {}
+    refused: dict[str, Exception] = {}
     needed_by: dict[str, str] = {}
     while True:
         attempt = _Attempt(wanted, namespace, carried, extra or {}, follow, left, needed_by, apart)
         failed = attempt.run()
         if failed is None:
             if not attempt.late:
-                return attempt.packed()
+                return attempt.packed(refused)
             # Unpickling an instance may call its methods (hash, setstate): now that all names are known, what they read goes first.
             wanted.update(dict.fromkeys(attempt.needed_by))
             needed_by.update(attempt.needed_by)
@@ -133,6 +136,7 @@ def pack(
             raise RefusedError(name, namespace.get(name), attempt.needed_by.get(name, "")) from error
         # The pickler's memo knows objects that the failed part mentioned first, so start afresh without that name.
         left[name] = reason(error)
+        refused[name] = error
 
 
 class _Attempt:
@@ -226,13 +230,14 @@ class _Attempt:
                 self._enqueue(needed)
         return None
 
-    def packed(self) -> Packed:
+    def packed(self, refused: dict[str, Exception]) -> Packed:
         # Its bytes, not a view: a file that is collected while a view of it lives raises.
         self._parcel.head = pickle.PickleBuffer(self._file.getvalue())
         self._parcel.size = self._file.tell() + self._pickler.out_of_band + self._pickler.elsewhere
         return Packed(
             self._parcel,
             self._left,
+            refused,
             self._sizes,
             self.needed_by,
             self._carrying,
@@ -305,7 +310,18 @@ def carried_types() -> tuple[type, ...]:
 
 def is_importable_module(value: Any) -> bool:
     """Whether a value is a module that another process gets by importing it."""
-    return isinstance(value, types.ModuleType) and sys.modules.get(value.__name__) is value
+    return (
+        isinstance(value, types.ModuleType)
+        and sys.modules.get(value.__name__) is value
+        and not _was_made_here(value)
+    )
+
+
+def _was_made_here(module: types.ModuleType) -> bool:
+    """Whether a module is known in this process only, although ``sys.modules`` has it."""
+    name = module.__name__
+    made = module.__spec__ is None and "." not in name and name != "__main__"
+    return made and not hasattr(module, "__file__") and not hasattr(module, "__path__")
 
 
 def submodules(root: types.ModuleType, chains: Iterable[str]) -> list[str]:
@@ -410,6 +426,8 @@ class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickl
             return reduced
         elif kind.__module__ == "numpy" and kind.__name__ == "ndarray":
             return _reduce_array(value, self._placement)
+        elif kind is types.ModuleType and sys.modules.get(value.__name__) is value and _was_made_here(value):
+            raise UnsendableError(f"no other process can import the module {value.__name__}: it has no file")
         elif kind.__module__ == "pyarrow.lib":
             return self._reduce_arrow(value)
         elif kind is _Whole:
@@ -539,12 +557,10 @@ def _reduce_array(array: Any, placement: Placement | None = None) -> Any:
 def refuse(value: Any) -> None:
     """Raises UnsendableError for values that a pickler would take although they mean nothing elsewhere."""
     if isinstance(value, io.IOBase) and not isinstance(value, (io.BytesIO, io.StringIO)):
-        raise UnsendableError("an open file belongs to this process; send its path and open it in the cell")
+        raise UnsendableError("an open file belongs to this process")
     for base in type(value).__mro__:
         if base.__name__ == "Widget" and base.__module__.startswith("ipywidgets."):
-            raise UnsendableError(
-                "a widget lives in the notebook; read what you need from it (.value) in a cell before"
-            )
+            raise UnsendableError("a widget lives in the notebook")
         if base.__name__ == "InteractiveShell" and base.__module__.startswith("IPython."):
             raise UnsendableError("the notebook's own shell lives in the notebook")
 

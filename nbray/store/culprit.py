@@ -90,19 +90,35 @@ def largest_captures(function: Any) -> list[tuple[str, int]]:
     return sorted(sizes, key=lambda pair: -pair[1])
 
 
+def advice(value: Any, default: str) -> str:
+    """What to do with a value of a type that cannot be pickled."""
+    return _ADVICE.get(type(value).__name__, default)
+
+
 def _find(value: Any, error: Exception) -> tuple[str, Any, Exception]:
-    """Path to the deepest part that fails, that part, and its own failure."""
+    return locate(value, error, _failure, lambda part: False)
+
+
+def locate(
+    value: Any,
+    error: BaseException,
+    fails: Callable[[Any], Exception | None],
+    known: Callable[[Any], bool],
+) -> tuple[str, Any, Any]:
+    """Path to the deepest part for which ``fails`` finds an error, that part, and its error; nothing is looked for inside of what is ``known``."""
     path = ""
     tries = 0
     seen = {id(value)}
     for _ in range(_MOST_STEPS):
+        if known(value):
+            break
         for step, part in _parts(value):
             if id(part) in seen:
                 continue
             tries += 1
             if tries > _MOST_TRIES:
                 return path, value, error
-            failure = _failure(part)
+            failure = fails(part)
             if failure is not None:
                 seen.add(id(part))
                 path, value, error = path + step, part, failure

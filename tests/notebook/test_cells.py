@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nbray.errors import SerializationError
 from nbray.notebook.cell import Returned, prepare, returned
 from nbray.notebook.runner import CellError, CellResult, CellTask
 
@@ -277,35 +275,6 @@ def test_what_cannot_be_pickled_stays(nb: Notebook) -> None:
     assert "gen could not be brought here (the notebook keeps the gen it has): " in back.notes[0]
     assert "lock could not be brought here: " in back.notes[1]
     assert repr(back.value).startswith("<generator object")
-
-
-@pytest.mark.parametrize(
-    ("setup", "cell", "name", "advice"),
-    [
-        ("import threading; lock = threading.Lock()", "lock", "'lock'", "lock"),
-        ("g = (i for i in [1])", "list(g)", "'g'", "list"),
-        ("import socket; s = socket.socket(); s.close()", "s", "'s'", "socket"),
-        ("f = open('/dev/null')", "f.read()", "'f'", "send its path"),
-        (
-            "import threading; lock = threading.Lock()\ndef f(): return lock",
-            "f()",
-            "the function 'f' reads it",
-            "lock",
-        ),
-        ("import threading; d = {'a': [1, threading.Lock()]}", "d", "['a'][1]", "lock"),
-        ("import ipywidgets; w = ipywidgets.IntSlider()", "w.value", "'w'", ".value"),
-    ],
-)
-def test_what_cannot_be_sent_is_refused_by_name(
-    nb: Notebook, setup: str, cell: str, name: str, advice: str
-) -> None:
-    nb.cell(setup)
-    with pytest.raises(SerializationError) as caught:
-        prepare(cell, "Cell", nb.names)
-    assert name in str(caught.value)
-    assert advice in str(caught.value)
-    if isinstance(nb.names.get("f"), io.IOBase):
-        nb.names["f"].close()
 
 
 def test_names_the_analysis_cannot_see(nb: Notebook) -> None:
