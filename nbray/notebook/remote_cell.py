@@ -33,6 +33,9 @@ class Run:
     depends on; ``left``: whether it is in the background itself.
     """
 
+    origin = b""
+    """Of a run that an earlier kernel has submitted: what that has told the cluster about it."""
+
     def __init__(self, cell: CellRun, options: CellOptions, prepared: Prepared) -> None:
         self.cell = cell
         self.options = options
@@ -59,6 +62,9 @@ class RemoteCells:
 
     def run(self, cell: str, options: CellOptions) -> Any:
         """Run ``cell`` (as the notebook has it); its last value. Raises what it raises; BadUsageError for names that are none."""
+        if options.dry_run:
+            self._show_plan(cell, options)
+            return None
         run = self.prepare(cell, options)
         try:
             if options.background:
@@ -92,6 +98,14 @@ class RemoteCells:
             follower.prepared(run)
         return run
 
+    def _show_plan(self, cell: str, options: CellOptions) -> None:
+        from nbray.notebook.plans import plan
+
+        prepared, inputs = self._prepared(cell, options)
+        late = [name for promise in inputs for name in promise.names]
+        made = plan(prepared.names, prepared.packed, self._ip.user_ns, options.also, options.out, late)
+        self.cockpit.show(made.card())
+
     def _connect(self, options: CellOptions) -> None:
         if context.current() is None:
             card = lifetime.start(self.cockpit, lifetime.start_parser().parse_args([]))
@@ -120,13 +134,14 @@ class RemoteCells:
                 display=not is_silenced(cell),
                 carried=transfer.carried_types(),
                 apart=True,
+                strict=not options.dry_run,
             )
         except SyntaxError as error:
             failing.shown_as(error, shell.SyntaxTB.structured_traceback(type(error), error, []))
             raise
         except (NbrayError, NameError) as error:
             raise failing.briefly(error) from None
-        if prepared.blind and not options.also and not options.quiet:
+        if prepared.blind and not (options.also or options.quiet or options.dry_run):
             call, line = prepared.blind[0]
             self.cockpit.say(
                 f"{call} in line {line} may read names that cannot be seen from here; send them with -i NAME"
