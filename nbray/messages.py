@@ -397,6 +397,12 @@ class Places(_Message, tag=48):
     places: list[tuple[bytes, list[tuple[str, int, str]]]]
 
 
+class Largest(_Message, tag=49):
+    """The largest variables of what this worker runs: name, type and bytes of each."""
+
+    variables: list[tuple[str, str, int]]
+
+
 class Bound(_Message, tag=47):
     """Before the report of a task that succeeds: it binds ``names`` to these objects (empty: to its own return value) and deletes others. From a driver,
     without a task: they are bound now.
@@ -558,7 +564,7 @@ class StreamRoom(_Message, tag=86):
 ClientToNode = (
     Hello | Register | Function | World | Origin | Submit | CreateActor | Put | Create | Seal | Abort | Get | Unblocked | Hold | Drop | Unpin
     | Cancel | KillActor | GetActor | Query | Free | StreamAck | Bye | Transient | Names | Unbind | Take
-    | Done | DoneMany | Failed | Item | Output | Leaving | Bound | Places
+    | Done | DoneMany | Failed | Item | Output | Leaving | Bound | Places | Largest
 )  # fmt: skip
 
 NodeToClient = (

@@ -29,6 +29,7 @@ PURE = [
     "node/names.py",
     "node/peer.py",
     "node/pool.py",
+    "node/scarcity.py",
     "node/tasks.py",
     "node/values.py",
     "gcs/client.py",

@@ -45,6 +45,7 @@ from nbray.messages import (
     Hold,
     Item,
     KillActor,
+    Largest,
     Leaving,
     Names,
     Origin,
@@ -75,6 +76,7 @@ from nbray.node.names import Names as HeldNames
 from nbray.node.outputs import Outputs
 from nbray.node.peer import Peer
 from nbray.node.pool import Home, PoolEffect, Worker, WorkerPool
+from nbray.node.scarcity import AskLargest, Scarcity
 from nbray.node.tasks import Tasks
 from nbray.node.values import Values
 from nbray.scheduler.local import LocalScheduler
@@ -90,15 +92,6 @@ ORPHAN_SECONDS = 1800.0
 
 IDLE_SECONDS = 30.0
 """Seconds after which idle workers beyond one per CPU end."""
-
-MEMORY_HIGH = 0.94
-"""Share of the memory limit below which the node tries to get when memory is scarce."""
-
-MEMORY_CRITICAL = 0.98
-"""Share of the memory limit from which on moving objects to disk takes too long."""
-
-RELIEF_SECONDS = 1.0
-"""Seconds that the end of a task is given to show in the memory that is used, unless that grows further."""
 
 STARTS = 8
 """Workers in a row that may end before they have said hello; then what waits for a worker fails instead of waiting for ever."""
@@ -142,7 +135,7 @@ class Stop:
     reason: str
 
 
-NodeEffect = TakeTokens | Signal | Look | Renew | Close | Stop | PoolEffect | StoreEffect
+NodeEffect = TakeTokens | Signal | Look | AskLargest | Renew | Close | Stop | PoolEffect | StoreEffect
 
 
 @dataclass(frozen=True)
@@ -197,6 +190,7 @@ class NodeMachine:
         self.values = Values(self)
         self.names = HeldNames(self)
         self.looks = Looks(self)
+        self.scarcity = Scarcity(self)
         self.outputs = Outputs(self)
         self.tasks = Tasks(self)
         self.actors = Actors(self)
@@ -212,8 +206,6 @@ class NodeMachine:
         self._stuck_check = now + STUCK_SECONDS
         self._expire_check = now
         self._failed_starts = 0
-        self._relieved = (-RELIEF_SECONDS, 0)
-        """When a task was ended for lack of memory, and how much was used then."""
         self._handlers: dict[type, Callable[[Peer, Any], None]] = {
             Submit: self.tasks.on_submit,
             Done: self.tasks.on_done,
@@ -250,6 +242,7 @@ class NodeMachine:
             Take: self.names.on_take,
             Transient: self._on_transient,
             Places: self.looks.on_places,
+            Largest: self.scarcity.told,
         }
         self.pool.settle()
 
@@ -296,6 +289,9 @@ class NodeMachine:
         if self.looks.open:
             self.looks.expire(now)
             wait = min(wait, 0.05)
+        if self.scarcity.asked is not None:
+            self.scarcity.expire(now)
+            wait = min(wait, 0.02)
         if self.objects.waiting_for_memory:
             self.objects.expire(now, busy=self._busy())
             self.values.settle()
@@ -448,44 +444,13 @@ class NodeMachine:
                 answer.context(answer)
 
     def pressure(self, used: int, limit: int, now: float, sizes: Mapping[int, int] | None = None) -> None:
-        """Memory is nearly used up: shrink the store, then end the newest retriable task that matters (an actor only when no task runs).
-
-        ``sizes``: bytes by process id. A task that has less than a quarter of what the largest one has would be ended in vain.
-        """
+        """Memory is nearly used up; ``sizes``: bytes by process id."""
         self.now = now
-        self.scheduler.paused = True
-        over = used - int(limit * MEMORY_HIGH)
-        if self.objects.shrink(over) >= over and used < limit * MEMORY_CRITICAL:
-            return
-        since, before = self._relieved
-        if now - since < RELIEF_SECONDS and used <= before:
-            return
-        running = [
-            w for w in self.scheduler.slots.values() if w.pending and not w.actor and w.state == pools.BUSY
-        ]
-        if not running:
-            running = [
-                w for w in self.pool.workers.values() if w.actor and w.pending and w.state == pools.ACTOR
-            ]
-        if not running:
-            return
-        sizes = sizes or {}
-        most = max(sizes.get(w.pid, 0) for w in running)
-        large = [w for w in running if sizes.get(w.pid, 0) * 4 >= most]
-        newest = max(large, key=lambda w: (w.pending[0].retries != 0, w.pending[0].dispatched))
-        task = newest.pending[0]
-        task.oom = True
-        self._relieved = now, used
-        size = f" and used {sizes[newest.pid] / 2**30:.2f} GB" if newest.pid in sizes else ""
-        self.end_worker(
-            newest,
-            f"was ended because the machine's memory was nearly used up ({used / 2**30:.2f} of {limit / 2**30:.2f} GB): {task.name} was the newest "
-            f"task that may be tried again{size}. Use fewer parallel tasks (num_cpus=2 per task), smaller pieces, or more memory",
-        )
+        self.scarcity.begins(used, limit, sizes or {})
 
     def relief(self) -> None:
         """Memory is not scarce any more."""
-        self.scheduler.paused = False
+        self.scarcity.ends()
 
     # -- what the parts call
 

@@ -36,6 +36,7 @@ from nbray.node.looks import Look
 from nbray.node.machine import Close, NodeConfig, NodeMachine, Renew, Signal, Stop, TakeTokens
 from nbray.node.peer import Peer
 from nbray.node.pool import Fork, Kill
+from nbray.node.scarcity import AskLargest
 from nbray.store.memory import SharedMemory
 from nbray.store.objects import DeleteSpilled, Restore, Spill, Write
 from nbray.transport.connection import Connection
@@ -265,6 +266,7 @@ class NodeServer:
                 or machine.tasks.graces
                 or machine.looks.open
                 or machine.objects.waiting_for_memory
+                or machine.scarcity.asked is not None
             ):
                 self.next_tick = min(self.next_tick, now + 0.01)
             self._talk_to_head(now)
@@ -373,6 +375,8 @@ class NodeServer:
             self._signal(effect)
         elif kind is Look:
             self.children.signal(effect.worker, signal.SIGURG, group=False)
+        elif kind is AskLargest:
+            self.children.signal(effect.worker, signal.SIGWINCH, group=False)
         elif kind is Spill:
             self.disk.spill(effect.object, effect.offset, effect.size)
         elif kind is Restore:

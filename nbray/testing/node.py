@@ -22,9 +22,10 @@ from nbray.gcs.messages import (
     RegisterNode,
 )
 from nbray.gcs.tables import Tables
-from nbray.messages import CREATE_ACTOR, TASK, CreateActor, Submit
+from nbray.messages import CREATE_ACTOR, TASK, CreateActor, Largest, Submit
 from nbray.node.machine import Close, NodeConfig, NodeMachine, Signal, Stop, TakeTokens
 from nbray.node.pool import Fork, Kill
+from nbray.node.scarcity import AskLargest
 from nbray.store.objects import DeleteSpilled, Punch, Restore, Spill
 from nbray.testing.checks import Checks
 from nbray.testing.clients import SimClient
@@ -179,7 +180,12 @@ class SimNode:
             self._next_tick = world.now + machine.tick(world.now)
             machine.settle(world.now)
             self._perform()
-        elif machine.scheduler.ahead or machine.tasks.graces or machine.objects.waiting_for_memory:
+        elif (
+            machine.scheduler.ahead
+            or machine.tasks.graces
+            or machine.objects.waiting_for_memory
+            or machine.scarcity.asked is not None
+        ):
             self._next_tick = min(self._next_tick, world.now + 0.01)
         self._talk_to_head()
         self.checks.after_step(bool(inbox))
@@ -245,6 +251,10 @@ class SimNode:
             if connection is not None and isinstance(connection.client, SimWorker):
                 connection.client.interrupts.append(effect.run)
                 world.after(world.random.uniform(0, 0.00005), connection.client.signal)
+        elif kind is AskLargest:
+            # Some are too busy to answer in time.
+            if world.chance(0.5):
+                world.after(world.random.uniform(0, 0.3), self._tell_largest, effect.worker)
         elif kind is Spill:
             self._queue_disk(partial(self._spill, effect))
         elif kind is Restore:
@@ -385,6 +395,11 @@ class SimNode:
         self.machine.memory_released(number, self.world.now)
 
     # -- disk
+
+    def _tell_largest(self, number: int) -> None:
+        connection = self.workers.get(number)
+        if connection is not None and connection.client is not None and connection.client.alive:
+            self.say(connection.number, [Largest([("data", "ndarray", 1 << 20)])])
 
     def _queue_disk(self, call: Callable[[], None]) -> None:
         self._disk.append(call)

@@ -149,7 +149,8 @@ class Simulation:
     def _pressure(self) -> None:
         self.world.log("fault: memory pressure")
         self.node.post("memory", lambda: self.node.machine.pressure(99, 100, self.world.now))
-        self.world.after(0.01, self.node.post, "memory", self.node.machine.relief)
+        relieved = self.world.random.choice([0.01, 0.5])
+        self.world.after(relieved, self.node.post, "memory", self.node.machine.relief)
 
     def _install(self, number: int) -> None:
         """A driver notices that packages were installed."""

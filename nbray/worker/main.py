@@ -37,6 +37,7 @@ from nbray.transport.frames import decoder
 from nbray.transport.link import Interrupts
 from nbray.worker.adoption import Seeder
 from nbray.worker.executor import Executor
+from nbray.worker.largest import answer_asks
 from nbray.worker.machine import NO_TOKEN, WorkerMachine
 from nbray.worker.output import Channel, TaskStream
 from nbray.worker.places import answer_looks
@@ -289,6 +290,7 @@ def run_worker(number: int, fds: list[int], common: Common, parent: int) -> int:
     engine.link.tidy = tidy
     loop.executor.channel = channel
     answer_looks(loop.executor, engine.link)
+    answer_asks(loop.executor, engine.link)
     context.install(context.Runtime(engine, worker=True))
     gc.enable()
     try:

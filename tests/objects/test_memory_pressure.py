@@ -120,6 +120,7 @@ def test_the_newest_retriable_task_is_ended_and_tried_again_and_then_fails(
     text = str(caught.value)
     assert "new was the newest task that may be tried again and used 0." in text
     assert "(0.98 of 1.00 GB)" in text
+    assert "Its largest variables: data (ndarray, 100.0 MB)" in text, text
     assert "in 2 attempts; max_retries=1 allows no further attempt" in text
     assert len(place.pids("old")) == 1
     place.release()
@@ -176,3 +177,94 @@ def test_the_store_shrinks_first(nbray: Any, machine: Machine, place: Place) -> 
     place.release()
     assert nbray.get(task) == 100
     assert all(int(nbray.get(ref)[5]) == n for n, ref in enumerate(refs))
+
+
+GLOBAL_TEXT = "x" * (7 * MB)
+
+
+class Held:
+    def __init__(self) -> None:
+        self.blocks = [np.ones(MB, dtype=np.uint8) for _ in range(30)]
+        self.small = 1
+
+
+def holder(folder: Path) -> int:
+    """Holds something of every kind."""
+    import pandas as pd
+
+    held = Held()
+    table = pd.DataFrame({"a": np.ones(2 * MB), "b": np.ones(2 * MB, dtype=np.float32)})
+    rows = {number: bytes(100_000) for number in range(50)}
+    return inner(folder, np.ones(2 * MB)) + len(held.blocks) + len(table) + len(rows) + len(GLOBAL_TEXT)
+
+
+def inner(folder: Path, values: Any) -> int:
+    copied = values
+    return hog(folder, "holder", 100) + len(copied)
+
+
+def test_the_error_names_what_lies_in_objects_containers_and_globals(
+    nbray: Any, machine: Machine, place: Place
+) -> None:
+    ref = nbray.remote(holder).options(max_retries=0).remote(place.folder)
+    eventually(lambda: place.pids("holder"), "the task runs")
+    machine.use(0.985)
+    with pytest.raises(nbray.exceptions.OutOfMemoryError) as caught:
+        nbray.get(ref)
+    assert (
+        "Its largest variables: held.blocks (list, 30.0 MB), table (DataFrame, 24.0 MB), values in inner (ndarray, 16.0 MB), "
+        "GLOBAL_TEXT (str, 7.0 MB), rows (dict, 4.8 MB)."
+    ) in str(caught.value), str(caught.value)
+
+
+def test_the_calls_of_an_actor_name_their_variables(nbray: Any, machine: Machine, place: Place) -> None:
+    @nbray.remote
+    class Threads:
+        def __init__(self) -> None:
+            self.cache = np.ones(3 * MB, dtype=np.uint8)
+
+        def work(self, folder: Path, name: str) -> int:
+            mine = np.ones(2 * MB, dtype=np.uint8)
+            return hog(folder, name, 100) + len(mine)
+
+    @nbray.remote
+    class Coroutines:
+        async def work(self, folder: Path) -> None:
+            import asyncio
+
+            awaited = np.ones(5 * MB, dtype=np.uint8)
+            (folder / f"async-{os.getpid()}").touch()
+            while awaited[0]:
+                await asyncio.sleep(0.005)
+
+    for actor, call, expected in (
+        (
+            Threads.options(max_concurrency=2),
+            "thread",
+            "GLOBAL_TEXT (str, 7.0 MB), self.cache (ndarray, 3.0 MB), mine (ndarray, 2.0 MB)",
+        ),
+        (Coroutines.options(), "async", "awaited (ndarray, 5.0 MB)"),
+    ):
+        handle = actor.remote()
+        ref = handle.work.remote(place.folder, *(["thread"] if call == "thread" else []))
+        eventually(partial(place.pids, call), "the call runs")
+        machine.use(0.985)
+        with pytest.raises(nbray.exceptions.ActorDiedError) as caught:
+            nbray.get(ref)
+        machine.use(0.5)
+        assert expected in str(caught.value), str(caught.value)
+
+
+def test_code_that_keeps_the_interpreter_is_ended_all_the_same(
+    nbray: Any, machine: Machine, place: Place
+) -> None:
+    @nbray.remote(max_retries=0)
+    def busy(folder: Path) -> int:
+        (folder / f"busy-{os.getpid()}").touch()
+        return sum(range(100_000_000_000))
+
+    ref = busy.remote(place.folder)
+    eventually(lambda: place.pids("busy"), "the task runs")
+    machine.use(0.985)
+    with pytest.raises(nbray.exceptions.OutOfMemoryError, match="did not let go of the interpreter"):
+        nbray.get(ref)
