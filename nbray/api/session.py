@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import difflib
 import inspect
+import json
 import os
 import socket
 import sys
@@ -290,9 +291,16 @@ def print_output(message: Output) -> None:
     """Show what a task printed, where there is no notebook: the name of the task in front of each line."""
     stream = sys.stderr if message.stream == "stderr" else sys.stdout
     name = f"({message.name or 'worker'} pid={message.pid}) "
-    stream.write("".join(name + line for line in message.text.splitlines(keepends=True)))
-    if not message.text.endswith("\n"):
-        stream.write("\n")
+    text = message.text
+    if message.stream == "display":
+        text = str(json.loads(text).get("data", {}).get("text/plain", ""))
+    if message.skipped:
+        stream.write(
+            f"{name}... {message.skipped:,} lines are not shown; nbray.state.logs({ids.short(message.task)!r}) has them\n"
+        )
+    # A progress bar that writes over itself is one line.
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    stream.write("".join(f"{name}{line}\n" for line in (lines if lines[-1] else lines[:-1])))
     stream.flush()
 
 

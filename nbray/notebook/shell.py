@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from nbray.api import context
-from nbray.messages import Output
-
-DISPLAY = "display"
-"""Stream of an `Output` whose text is a bundle of representations (JSON) instead of something printed."""
+from nbray.worker.display import display
 
 _INTERACTIVE = (
     "a cell that runs on the cluster has no keyboard: take the %%remote line away (or comment it out) and run the cell in the notebook "
@@ -96,66 +89,6 @@ class RemoteShell:
         raise AttributeError(
             f"get_ipython().{name} is not available in a cell that runs on the cluster; use it in a cell without %%remote"
         )
-
-
-_METHODS = {
-    "text/html": "_repr_html_",
-    "text/markdown": "_repr_markdown_",
-    "text/latex": "_repr_latex_",
-    "image/svg+xml": "_repr_svg_",
-    "image/png": "_repr_png_",
-    "image/jpeg": "_repr_jpeg_",
-    "application/json": "_repr_json_",
-    "application/javascript": "_repr_javascript_",
-}
-
-
-def bundle(value: Any) -> dict[str, Any]:
-    """The representations of a value that its class offers, as Jupyter's messages hold them (binary ones as base64 text)."""
-    found: dict[str, Any] = {}
-    offered = _call(value, "_repr_mimebundle_")
-    if isinstance(offered, tuple):
-        offered = offered[0]
-    if isinstance(offered, dict):
-        found.update(offered)
-    for kind, method in _METHODS.items():
-        data = None if kind in found else _call(value, method)
-        if data is not None:
-            found[kind] = data[0] if isinstance(data, tuple) else data
-    if type(value).__module__ == "matplotlib.figure" and hasattr(value, "savefig"):
-        picture = io.BytesIO()
-        value.savefig(picture, format="png", bbox_inches="tight")
-        found["image/png"] = picture.getvalue()
-    found.setdefault("text/plain", repr(value))
-    return {
-        kind: base64.b64encode(data).decode() if isinstance(data, bytes) else data
-        for kind, data in found.items()
-        if data is not None
-    }
-
-
-def _call(value: Any, method: str) -> Any:
-    # A class has the methods of its instances; they are not about the class.
-    if isinstance(value, type) or not callable(function := getattr(value, method, None)):
-        return None
-    try:
-        return function()
-    except Exception:  # noqa: BLE001  (as IPython: a representation that fails is left out)
-        return None
-
-
-def display(*values: Any, raw: bool = False, **_options: Any) -> None:
-    """Show values in the cell, in order with what it prints. ``raw``: the values are bundles of representations."""
-    for value in values:
-        data = dict(value) if raw else bundle(value)
-        task, runtime = context.current_task.get(), context.current()
-        if task is None or runtime is None:
-            sys.stdout.write(f"{data.get('text/plain', '')}\n")
-            continue
-        sys.stdout.flush()
-        engine: Any = runtime.engine
-        engine.machine.out.append(Output(task.task, DISPLAY, json.dumps(data), task.name, 0, task.cell))
-        engine.link.later()
 
 
 def no_input(prompt: object = "") -> NoReturn:

@@ -39,6 +39,7 @@ from nbray.messages import (
 )
 from nbray.store import serialization
 from nbray.worker.adoption import cannot_draw, plain
+from nbray.worker.display import flush_figures
 
 if TYPE_CHECKING:
     from nbray.engine.local import LocalEngine
@@ -145,6 +146,8 @@ class Executor:
                     self._stream(run, spec, value)
                 elif spec.kind == ACTOR_CALL and inspect.iscoroutine(value):
                     value = asyncio.run(value)
+                if run.cell:
+                    flush_figures()
             finally:
                 interrupts.active = False
             args = kwargs = function = None  # type: ignore[assignment]

@@ -35,6 +35,7 @@ from nbray.messages import (
 from nbray.store.memory import SharedMemory
 from nbray.transport.frames import decoder
 from nbray.transport.link import Interrupts
+from nbray.worker import display
 from nbray.worker.adoption import Seeder
 from nbray.worker.executor import Executor
 from nbray.worker.largest import answer_asks
@@ -289,6 +290,7 @@ def run_worker(number: int, fds: list[int], common: Common, parent: int) -> int:
 
     engine.link.tidy = tidy
     loop.executor.channel = channel
+    display.install(channel)
     answer_looks(loop.executor, engine.link)
     answer_asks(loop.executor, engine.link)
     context.install(context.Runtime(engine, worker=True))
