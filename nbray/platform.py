@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import select
 import signal
 import sys
 from functools import cache
@@ -163,6 +164,35 @@ def unwritten(address: int, length: int) -> bool | None:
 
 
 # -- processes ----------------------------------------------------------------------------------------------------------------------
+
+
+def pipe(*, blocking: bool) -> tuple[int, int]:
+    """(read end, write end) of a pipe that programs started from here do not inherit."""
+    if hasattr(os, "pipe2"):
+        return os.pipe2(os.O_CLOEXEC | (0 if blocking else os.O_NONBLOCK))
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, blocking)
+    return ends
+
+
+class Poller:
+    """Which descriptors are ready: the face of `select.epoll` (masks are the same bits, timeouts in seconds) over `select.poll`."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self.register = self._poll.register
+        self.modify = self._poll.modify
+        self.unregister = self._poll.unregister
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        """(descriptor, mask) of those that are ready; waits up to ``timeout`` seconds, rounded up to milliseconds, for one."""
+        return self._poll.poll(-(-timeout * 1000 // 1))
+
+
+def poller(*, portable: bool = False) -> Poller | select.epoll:
+    """A `select.epoll` (one call costs the same with a thousand descriptors), or (``portable``, or not on Linux) a `Poller`."""
+    return Poller() if portable or not hasattr(select, "epoll") else select.epoll()
 
 
 def set_parent_death_signal(number: int) -> bool:

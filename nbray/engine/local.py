@@ -932,7 +932,7 @@ class LocalEngine(Engine):
         viewed = [object_id for object_id, entry in list(self.entries.items()) if entry.views]
         if viewed and not self.closed:
             try:
-                self._forking = (*os.pipe2(os.O_CLOEXEC), viewed)
+                self._forking = (*platform.pipe(blocking=True), viewed)
             except OSError:
                 return
 

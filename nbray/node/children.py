@@ -32,7 +32,7 @@ class Children:
         self._paths = paths
         self._arena = arena
         self._config = config
-        self._life_read, self._life_write = os.pipe2(os.O_CLOEXEC)
+        self._life_read, self._life_write = platform.pipe(blocking=True)
         self._retired: dict[socket.socket, subprocess.Popen[bytes]] = {}
         """Zygotes of before an installation, which end with their last worker."""
         self.head_watch: int | None = None

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
+from nbray import platform
 from nbray.store.memory import SharedMemory
 from nbray.store.spill import SpillFiles
 
@@ -19,7 +20,7 @@ class Disk:
         self._pool: ThreadPoolExecutor | None = None
         self._finished: deque[tuple[str, bytes, str]] = deque()
         self._lock = threading.Lock()
-        self.wake, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.wake, self._waker = platform.pipe(blocking=False)
 
     def spill(self, object_id: bytes, offset: int, size: int) -> None:
         self._submit("spill", object_id, offset, size)

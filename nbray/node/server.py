@@ -1,4 +1,4 @@
-"""The node process: the shell around `NodeMachine`. One thread, one epoll loop; disk work in a helper thread.
+"""The node process: the shell around `NodeMachine`. One thread, one loop over what is ready; disk work in a helper thread.
 
 It never blocks on a peer, never unpickles, and holds no decision: what arrives goes into the machine, what the machine wants is carried out.
 """
@@ -143,7 +143,7 @@ class NodeServer:
         self.limits_root = limits_root
         private_directory(paths.logs)
         self.cpus = platform.available_cpus(root=limits_root)
-        self.epoll = select.epoll()
+        self.poller = platform.poller(portable=portable)
         self.handlers: dict[int, Callable[[int], object]] = {}
         self.connections: dict[int, Connection] = {}
         self.links: dict[int, WorkerLink] = {}
@@ -181,7 +181,7 @@ class NodeServer:
         """When the next head is to be started; 0 while one runs."""
         self.throttled = False
         """Whether drivers are not listened to, because the head does not take what is to be recorded."""
-        self.wake_read, self.wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.wake_read, self.wake_write = platform.pipe(blocking=False)
         self.disk = Disk(paths.spill, self.memory)
         self.held_back: list[Peer] = []
         self.held_since = 0.0
@@ -206,12 +206,12 @@ class NodeServer:
 
     def watch(self, fd: int, handler: Callable[[int], object]) -> None:
         self.handlers[fd] = handler
-        self.epoll.register(fd, select.EPOLLIN)
+        self.poller.register(fd, select.POLLIN)
 
     def unwatch(self, fd: int) -> None:
         if self.handlers.pop(fd, None) is not None:
             try:
-                self.epoll.unregister(fd)
+                self.poller.unregister(fd)
             except (OSError, ValueError):
                 pass
 
@@ -221,7 +221,7 @@ class NodeServer:
         """Until the machine or a signal says stop."""
         machine = self.machine
         handlers = self.handlers
-        poll = self.epoll.poll
+        poll = self.poller.poll
         clock = time.monotonic
         pace = Pace()
         tasks = machine.tasks.tasks
@@ -273,7 +273,7 @@ class NodeServer:
 
     def _spin(self, pace: Pace, now: float) -> list[tuple[int, int]]:
         """Events, as soon as there are any, for a while."""
-        poll, clock = self.epoll.poll, time.monotonic
+        poll, clock = self.poller.poll, time.monotonic
         until = now + SPIN
         while now < until:
             events = poll(0)
@@ -313,8 +313,8 @@ class NodeServer:
 
     def _listen_to(self, connection: Connection, role: str) -> None:
         """Have the loop look for what is to be done for this connection."""
-        reads = 0 if self.throttled and role == DRIVER else select.EPOLLIN
-        self.epoll.modify(connection.sock.fileno(), reads | (select.EPOLLOUT if connection.unsent else 0))
+        reads = 0 if self.throttled and role == DRIVER else select.POLLIN
+        self.poller.modify(connection.sock.fileno(), reads | (select.POLLOUT if connection.unsent else 0))
 
     def _throttle(self) -> None:
         """Above its bound of unrecorded history the node takes in no more from drivers, until the head has recorded some (protocol section 8)."""
@@ -435,11 +435,11 @@ class NodeServer:
         clock = time.monotonic
 
         def speaks(mask: int) -> None:
-            if mask & select.EPOLLOUT:
+            if mask & select.POLLOUT:
                 if connection.flush():
                     self._listen_to(connection, peer.role)
                 peer.unsent = connection.unsent
-            if mask & ~select.EPOLLOUT:
+            if mask & ~select.POLLOUT:
                 try:
                     messages = connection.receive()
                     if messages is not None:
@@ -477,11 +477,11 @@ class NodeServer:
             return
         self.fork_pace.started(now)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        token_read, token_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        interrupt_read, interrupt_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        life_read, life_write = os.pipe2(os.O_CLOEXEC)
-        out_read, out_write = os.pipe2(os.O_CLOEXEC)
-        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        token_read, token_write = platform.pipe(blocking=False)
+        interrupt_read, interrupt_write = platform.pipe(blocking=False)
+        life_read, life_write = platform.pipe(blocking=True)
+        out_read, out_write = platform.pipe(blocking=True)
+        err_read, err_write = platform.pipe(blocking=True)
         connection = self._admit(ours)
         self.links[number] = WorkerLink(
             connection.number,
@@ -693,7 +693,7 @@ class NodeServer:
     def _say(self, messages: list[Any]) -> None:
         head = self.head
         if head is not None and not head.send(encode_frame(messages)):
-            self.epoll.modify(head.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+            self.poller.modify(head.sock.fileno(), select.POLLIN | select.POLLOUT)
 
     def _connect_head(self, now: float) -> None:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -710,9 +710,9 @@ class NodeServer:
         head = self.head = Connection(sock, 0, HeadToNode)
 
         def speaks(mask: int) -> None:
-            if mask & select.EPOLLOUT and head.flush():
-                self.epoll.modify(sock.fileno(), select.EPOLLIN)
-            if mask & ~select.EPOLLOUT:
+            if mask & select.POLLOUT and head.flush():
+                self.poller.modify(sock.fileno(), select.POLLIN)
+            if mask & ~select.POLLOUT:
                 messages = head.receive()
                 if messages is None:
                     self._lose_head()

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from nbray import platform
 from nbray.transport.frames import FrameReader, encode_frame
 from nbray.transport.pace import SPIN, Pace
 
@@ -177,7 +178,7 @@ class Link:
         self.reader = 0
         """The thread that alone reads, because it goes on reading whatever the others do (0: whoever waits reads)."""
         self._thread: threading.Thread | None = None
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wake_read, self._wake_write = platform.pipe(blocking=False)
         self._closed = False
         self._pid = os.getpid()
         self._poll = select.poll()

@@ -72,9 +72,9 @@ class Zygote:
         """Whether all is imported. The first worker is forked before: what it runs may not need the rest, and imports it if it does."""
         self.retired = False
         """Whether another zygote forks the workers from now on."""
-        self.life_read, self.life_write = os.pipe2(os.O_CLOEXEC)
+        self.life_read, self.life_write = platform.pipe(blocking=True)
         """Only this process holds the second one: the first says when it has ended."""
-        self.wake_read, self.wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.wake_read, self.wake_write = platform.pipe(blocking=False)
 
     def run(self) -> None:
         signal.signal(signal.SIGCHLD, lambda *_: None)

@@ -7,6 +7,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,37 @@ def test_importing_it_is_cheap() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert {"ctypes", "psutil", "tempfile", "socket"}.isdisjoint(eval(done.stdout))
+
+
+def test_a_poller_says_what_an_epoll_says() -> None:
+    read, write = platform.pipe(blocking=False)
+    pollers = [platform.poller(portable=portable) for portable in (False, True)]
+    try:
+        for poller in pollers:
+            poller.register(read, select.POLLIN)
+            poller.register(write, select.POLLIN)
+            assert poller.poll(0) == []
+            poller.modify(write, select.POLLIN | select.POLLOUT)
+            assert poller.poll(0.001) == [(write, select.POLLOUT)]
+            poller.unregister(write)
+        os.write(write, b"x")
+        assert [poller.poll(5.0) for poller in pollers] == [[(read, select.POLLIN)]] * 2
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_a_poller_does_not_wake_before_its_time() -> None:
+    poller = platform.poller(portable=True)
+    began = time.monotonic()
+    assert poller.poll(0.0004) == []
+    assert time.monotonic() - began >= 0.0004
+
+
+def test_pipes_are_not_inherited() -> None:
+    for blocking in (True, False):
+        ends = platform.pipe(blocking=blocking)
+        for end in ends:
+            assert not os.get_inheritable(end)
+            assert os.get_blocking(end) is blocking
+            os.close(end)
