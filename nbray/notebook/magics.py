@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from IPython.core.error import UsageError
-from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 
 from nbray.errors import NbrayError
 from nbray.notebook import arguments, commands, failing, options, remote_cell
@@ -25,13 +25,21 @@ class NbrayMagics(Magics):
         self.cockpit = cockpit
         self._cells = remote_cell.RemoteCells(shell, cockpit)
         self._parser = options.parser()
+        self._line_parser = options.line_parser()
 
     @no_var_expand
-    @cell_magic
-    def remote(self, line: str, cell: str) -> Any:
-        """Run this cell on the cluster."""
+    @line_cell_magic
+    def remote(self, line: str, cell: str | None = None) -> Any:
+        """Run this cell on the cluster, or compute this expression there."""
+        __tracebackhide__ = True
         with _usage():
-            return self._cells.run(cell, options.read(self._parser.read(arguments.split(line))))
+            if cell is not None:
+                return self._cells.run(cell, options.read(self._parser.read(arguments.split(line))))
+            words, expression = options.split_line(line, self._line_parser)
+            given = options.read(self._line_parser.read(words))
+            if not expression:
+                raise BadUsageError("%remote: what should be computed? For instance: x = %remote f(3)")
+            return self._cells.run(expression, given)
 
     @line_magic
     def cluster(self, line: str) -> Any:

@@ -42,6 +42,9 @@ class Router:
         self._parents: OrderedDict[str, Any] = OrderedDict()
         self._own: dict[str, str] = {}
         self._adopted: dict[str, str] = {}
+        self._held: dict[str, list[Output]] = {}
+        self._streams = {"stdout": sys.stdout, "stderr": sys.stderr}
+        self._publisher = getattr(shell, "display_pub", None)
         self._lock = threading.RLock()
         self._due = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
@@ -76,6 +79,17 @@ class Router:
         """What the task of that name writes in that cell is the cell's own: it is not marked with the task."""
         self._own[cell] = task_name
 
+    def hold(self, cell: str) -> None:
+        """Keep back what the tasks of a cell say until `release`."""
+        with self._lock:
+            self._held.setdefault(cell, [])
+
+    def release(self, cell: str) -> None:
+        """Show what was kept back."""
+        with self._lock:
+            for message in self._held.pop(cell, ()):
+                self.receive(message)
+
     def adopt(self, old: str, cell: str = "") -> None:
         """Output of a cell of an earlier run of the kernel goes to this one from now on (default: the one that runs)."""
         with self._lock:
@@ -88,6 +102,9 @@ class Router:
         with self._lock:
             cell = self._placed(message.cell)
             if cell is None:
+                return
+            if cell in self._held:
+                self._held[cell].append(message)
                 return
             now = time.monotonic()
             own = bool(message.name) and self._own.get(cell) == message.name
@@ -153,6 +170,15 @@ class Router:
                 cell = self.latest
             self._outlet.display(now, cell, b"", kind, content, size_of(data))
             self._send_all(self._outlet.take(now, cell))
+            if self._outlet.due(now) is not None:
+                self._wake()
+
+    def text(self, cell: str, text: str) -> None:
+        """Text of nbray's own, asked for by the user: not folded, but sent no faster than a front end takes it."""
+        with self._lock:
+            now = time.monotonic()
+            self._outlet.plain_text(cell if cell in self._parents else self.latest, text)
+            self._send_all(self._outlet.take(now))
             if self._outlet.due(now) is not None:
                 self._wake()
 
@@ -227,8 +253,28 @@ class Router:
             if message.cell in self._late:
                 self._keep_late(message)
                 continue
+            if message.cell == self.latest and message.cell not in self._ended and self._captured(message):
+                continue
             topic = f"stream.{message.content['name']}" if message.kind == "stream" else "display_data"
             self._send(message.cell, message.kind, message.content, topic)
+
+    def _captured(self, message: Send) -> bool:
+        """Give it to whoever captures the output of the cell that runs (``%%capture``, ``redirect_stdout``), if somebody does."""
+        content = message.content
+        if message.kind == "stream":
+            stream = getattr(sys, content["name"])
+            if stream is self._streams[content["name"]]:
+                return False
+            stream.write(content["text"])
+            return True
+        publisher = self._kernel.shell.display_pub
+        if publisher is self._publisher:
+            return False
+        if message.kind == "clear_output":
+            publisher.clear_output(content["wait"])
+        else:
+            publisher.publish(**content, update=message.kind == "update_display_data")
+        return True
 
     def _send(self, cell: str, kind: str, content: dict[str, Any], topic: str) -> None:
         kernel = self._kernel

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nbray.api import context
@@ -40,7 +42,7 @@ class Run:
         self.cell = cell
         self.options = options
         self.prepared = prepared
-        self.name = cell.title
+        self.name = options.name or cell.title
         task = prepared.task
         self.names: tuple[str, ...] = task.binds if task.out is None else task.out
         self.ref: ObjectRef[CellResult] | None = None
@@ -62,9 +64,12 @@ class RemoteCells:
 
     def run(self, cell: str, options: CellOptions) -> Any:
         """Run ``cell`` (as the notebook has it); its last value. Raises what it raises; BadUsageError for names that are none."""
+        __tracebackhide__ = True
         if options.dry_run:
             self._show_plan(cell, options)
             return None
+        if options.local:
+            return self._run_here(cell)
         run = self.prepare(cell, options)
         try:
             if options.background:
@@ -81,6 +86,22 @@ class RemoteCells:
             if not run.left:
                 self.end(run)
         return back.value
+
+    def _run_here(self, cell: str) -> Any:
+        """Run it as a plain cell; its last value."""
+        from nbray.notebook.capture import is_silenced
+        from nbray.notebook.local import run
+
+        __tracebackhide__ = True
+        source, filename = self._placed(cell)
+        shell = self._ip
+        names = self.cockpit.late
+        if len(names):
+            from nbray.notebook.capture import analyse
+
+            names.bring(*names.read_by(analyse(source).reads))
+        value = run(source, filename, shell.user_ns, shell.compile.flags & FUTURE_FLAGS)
+        return None if is_silenced(cell) else value
 
     # -- before it runs
 
@@ -213,7 +234,7 @@ class RemoteCells:
             if run.ref is None:
                 self.submit(run)
             assert run.ref is not None
-            with following.watching(self.cockpit.followers, run):
+            with self._streaming(run), following.watching(self.cockpit.followers, run):
                 result: CellResult = engine.get([run.ref], run.options.timeout, writable=True)[0]
         except KeyboardInterrupt as interrupt:
             if run.options.on_interrupt == "detach" and run.ref is not None:
@@ -231,6 +252,19 @@ class RemoteCells:
             run.state = "failed"
             raise self._failed(run, error) from None
         return result
+
+    @contextlib.contextmanager
+    def _streaming(self, run: Run) -> Iterator[None]:
+        """Unless its output is wanted as it comes, hold it back until the end."""
+        if run.options.stream:
+            yield
+            return
+        router = self.cockpit.router
+        router.hold(run.cell.label)
+        try:
+            yield
+        finally:
+            router.release(run.cell.label)
 
     def _cancel(self, run: Run) -> None:
         run.state = "cancelled"

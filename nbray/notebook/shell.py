@@ -9,10 +9,7 @@ from typing import Any, NoReturn
 
 from nbray.worker.display import display
 
-_INTERACTIVE = (
-    "a cell that runs on the cluster has no keyboard: take the %%remote line away (or comment it out) and run the cell in the notebook "
-    "to use {what}"
-)
+_INTERACTIVE = "a cell that runs on the cluster has no keyboard: put --local on the %%remote line to run the cell in the notebook and use {what}"
 
 
 class RemoteShell:
