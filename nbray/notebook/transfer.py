@@ -366,6 +366,26 @@ def code_globals(code: types.CodeType) -> frozenset[str]:
     return known
 
 
+class _Apart:
+    """Collects the buffers that are large enough."""
+
+    def __init__(self) -> None:
+        self.found: list[pickle.PickleBuffer] = []
+        self.size = 0
+
+    def __call__(self, buffer: pickle.PickleBuffer) -> bool:
+        """Whether the buffer goes into the pickle."""
+        try:
+            size = buffer.raw().nbytes
+        except BufferError:
+            return True
+        if size < IN_BAND:
+            return True
+        self.found.append(buffer)
+        self.size += size
+        return False
+
+
 class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """Pickles values of a namespace; functions of that namespace without their globals (see the module)."""
 
@@ -376,29 +396,28 @@ class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickl
         carried: tuple[type, ...],
         placement: Placement | None = None,
     ) -> None:
-        super().__init__(file, protocol=5, buffer_callback=self._keep)
+        # No method of its own: values would live until the collector finds the cycle.
+        self._apart = _Apart()
+        super().__init__(file, protocol=5, buffer_callback=self._apart)
         self._namespace = namespace
         self._types = carried
         self._needed: set[str] = set()
         self._checked: set[type] = set()
-        self.buffers: list[pickle.PickleBuffer] = []
-        self.out_of_band = 0
         self.carried: list[Any] = []
         self.elsewhere = 0
         """Bytes of values that will be objects of their own."""
         self._placement = placement
         self._wholes: dict[int, _Whole] = {}
 
-    def _keep(self, buffer: pickle.PickleBuffer) -> bool:
-        try:
-            size = buffer.raw().nbytes
-        except BufferError:
-            return True
-        if size < IN_BAND:
-            return True
-        self.buffers.append(buffer)
-        self.out_of_band += size
-        return False
+    @property
+    def buffers(self) -> list[pickle.PickleBuffer]:
+        """What is kept apart from the pickle."""
+        return self._apart.found
+
+    @property
+    def out_of_band(self) -> int:
+        """Bytes of ``buffers``."""
+        return self._apart.size
 
     def take_needed(self) -> set[str]:
         """Global names read by the functions pickled since the last call."""
