@@ -146,6 +146,10 @@ class Cockpit:
             engine.set_transient(True)
         self._attached = runtime
 
+    def is_own(self, label: str) -> bool:
+        """Whether a cell's label is of this run of the kernel."""
+        return label.rpartition(" ")[2].partition("-")[0] == self._kernel
+
     def say(self, text: str, cell: CellRun | None = None) -> None:
         """One line of nbray's own, in the cell that runs or in another one."""
         self.router.display((cell or self.cell).label, {"text/plain": f"nbray: {text}"})

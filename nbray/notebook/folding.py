@@ -217,6 +217,10 @@ class Outlet:
         if end or cell.line_budget.refill(now) >= CELL_LINES[1] / 2:
             self._unfold(cell, source)
 
+    def plain_text(self, label: str, text: str) -> None:
+        """Text that somebody has asked for: shown as a whole."""
+        self._append(self.cells[label], _Text(b"", "", "stdout", text))
+
     def _fitting(self, now: float, cell: _Cell, text: str) -> int:
         """How much of a text the cell's allowance has room for: all, or whole lines."""
         lines, room = text.count("\n") or 1, int(cell.line_budget.refill(now))

@@ -13,7 +13,18 @@ if TYPE_CHECKING:
 
     from nbray.api.refs import ObjectRef
 
-__all__ = ["actors", "nodes", "objects", "summary", "tasks", "where", "where_time_went", "why", "workers"]
+__all__ = [
+    "actors",
+    "logs",
+    "nodes",
+    "objects",
+    "summary",
+    "tasks",
+    "where",
+    "where_time_went",
+    "why",
+    "workers",
+]
 
 
 def tasks(
@@ -134,6 +145,36 @@ def summary() -> pa.Table:
     return _table("summary", views.counts(_ask))
 
 
+def logs(which: str = "", *, tail: int | None = None) -> pa.Table:
+    """What tasks have printed, one row per line, all of it, however much of it was shown where it was printed.
+
+    ``which``: a cell (``In[7]``), a task's id (as `tasks` has it, or the short form that notebooks show; its start will do), or "" for everything.
+    ``tail``: the last so many lines only. Columns: time (seconds of the wall clock) task_id name pid stream cell text; within a task in order.
+    Raises ValueError for another ``which``, or a negative ``tail``.
+    """
+    from nbray import logs as files
+    from nbray.api.context import require
+    from nbray.state.lines import lines, wanted
+
+    if tail is not None and tail < 1:
+        raise ValueError(f"tail={tail!r}: pass a number of lines, 1 or more, or None for all")
+    chosen = wanted(which)
+    found = list(lines(files.read(require().engine.details()["logs"], chosen)))
+    found = found if tail is None else found[-tail:]
+    return _table(
+        "logs",
+        {
+            "time": [line.time for line in found],
+            "task_id": [line.task.hex() or None for line in found],
+            "name": [line.name or None for line in found],
+            "pid": [line.pid for line in found],
+            "stream": [line.stream for line in found],
+            "cell": [line.cell or None for line in found],
+            "text": [line.text for line in found],
+        },
+    )
+
+
 def where_time_went() -> pa.Table:
     """Where the tasks that have ended spent their time, per name, the costliest first.
 
@@ -194,6 +235,8 @@ def _table(kind: str, columns: dict[str, list[Any]]) -> pa.Table:
     }
     floats = {"waiting_for_inputs", "queued", "starting", "running", "sealing", "total"}
     floats |= {"submitted", "inputs_ready", "dispatched", "started", "sealed", "seconds"}
+    if kind == "logs":
+        floats.add("time")
     if kind == "tasks":
         integers.remove("finished")
         floats.add("finished")

@@ -250,3 +250,30 @@ def test_a_flood_is_bounded_folded_counted_and_wholly_in_the_log(kernel: Kernel)
     assert total > 20_000
     folded = sum(int(text.split()[1].replace(",", "")) for text in folds)
     assert folded + len(lines) == total + 2
+
+
+def test_logs_of_a_cell_a_task_and_a_variable(kernel: Kernel, tmp_path: Path) -> None:
+    run = ok(
+        kernel.run(
+            "@nbray.remote\ndef count(n):\n    for i in range(n): print('line', i)\nref = count.remote(5000)\nnbray.get(ref)"
+        )
+    )
+    assert len(run.text().splitlines()) < 2000
+    file = tmp_path / "log"
+    ok(kernel.run(f"%cluster logs In[{run.number}] --save {file}"))
+    assert file.read_text().splitlines() == [f"line {i}" for i in range(5000)]
+    assert ok(kernel.run(f"%cluster logs {run.number} --tail 2")).text() == "line 4998\nline 4999\n"
+    assert ok(kernel.run("%cluster logs ref --tail 1")).text() == "line 4999\n"
+    short = ok(
+        kernel.run(
+            "table = nbray.state.logs(tail=1)\nfrom nbray import ids\nprint(ids.short(bytes.fromhex(table['task_id'][0].as_py())), table.num_rows, table['text'][0])"
+        )
+    ).text()
+    word, rows, last = short.split(maxsplit=2)
+    assert (rows, last) == ("1", "line 4999\n")
+    assert ok(kernel.run(f"%cluster logs {word} --tail 1")).text() == "line 4999\n"
+    text = ok(kernel.run(f"%cluster logs In[{run.number}]")).text()
+    assert text.startswith("... the last 2,000 of 5,000 lines; ")
+    assert "5,000 lines" in ok(kernel.run("%cluster logs")).shown()[0]["text/plain"]
+    assert kernel.run("%cluster logs In[100000]").error == "UsageError"
+    assert "test_logs" not in kernel.run("%cluster logs no_such").traceback

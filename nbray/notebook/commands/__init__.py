@@ -44,9 +44,13 @@ _MODULES: dict[str, dict[str, str]] = {
         "cancel": "stop tasks, with what they have started",
         "free": "release values, whoever holds them",
     },
+    "logs": {
+        "logs": "the whole of what a cell or a task has printed",
+    },
     "results": {
         "attach": "bind what an earlier run of this notebook's kernel has left on the cluster",
         "fetch": "bring back what the cluster holds under a name",
+        "keep": "write results to disk, from where they come back after a reboot; without names: what is there",
     },
 }
 """Module of this package -> its subcommands, each with what it does."""
