@@ -2,6 +2,7 @@
 #
 #   make demo      run the first notebook for real and say what it did
 #   make test      formatter, linter, type checker and all tests
+#   make matrix    the notebook tests on ipykernel 6.31, 7.3 and the newest 7
 #   make lab       open the notebooks in JupyterLab
 #   make bench     nbray beside Ray, dask and ProcessPoolExecutor
 #   make format    apply the formatter and the linter's fixes
@@ -9,13 +10,14 @@
 #   make clean     remove build outputs and caches (the environment stays: rm -r .venv)
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=.venv3.12 another environment. PYTEST="-k store -x" and
-# BENCH="..." are passed on.
+# BENCH="..." MATRIX="6.31.* -- -k interrupt" are passed on.
 
 SHELL := /bin/bash
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PYTEST ?=
 BENCH ?=
+MATRIX ?=
 PYTHON ?=
 export PYTHON
 
@@ -24,7 +26,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u)),--allow-root)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help moved venv demo test lab bench format lock clean check-format check-lint check-types check-tests
+.PHONY: help moved venv demo test matrix lab bench format lock clean check-format check-lint check-types check-tests
 
 help:
 	@sed -n 's/^#   make /  make /p' Makefile
@@ -57,6 +59,9 @@ check-types: $(VENV)/.nbray-test
 
 check-tests: $(VENV)/.nbray-test
 	$(PY) -m pytest $(PYTEST)
+
+matrix: $(VENV)/.nbray-test
+	@$(PY) tools/matrix.py $(MATRIX)
 
 lab: $(VENV)/.nbray-lab
 	$(PY) -m jupyterlab $(ROOT_FLAG) notebooks/01-first-cluster.ipynb

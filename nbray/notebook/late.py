@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 SHOWN_AFTER = 0.3
 """Seconds of waiting after which the cell says what it waits for."""
 
-_KNOWN_MAGICS = frozenset({"", "time", "timeit", "capture", "remote"})
-"""Magics whose code is looked at as code, or that wait in their own way."""
+_KNOWN_MAGICS = frozenset({"", "time", "timeit", "capture", "remote", "cluster"})
+"""Magics whose code is looked at as code, or that wait in their own way or speak of names, not of their values."""
 
 _WORD = re.compile(r"[^\W\d]\w*")
 _current: list[LateNames] = []

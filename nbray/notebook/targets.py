@@ -55,9 +55,10 @@ def find_tasks(cockpit: Cockpit, word: str, events: list[TaskEvent] | None = Non
         if not found:
             raise BadUsageError(f"In[{number}] has started no tasks")
         return found
-    if word in cockpit.shell.user_ns:
-        makers = {ids.task_of(ref) for ref in refs_in(cockpit.shell.user_ns[word])}
-        makers |= {row[0] for row in _held(word)}
+    held = _held(word)
+    if word in cockpit.shell.user_ns or held:
+        makers = {ids.task_of(ref) for ref in refs_in(cockpit.shell.user_ns.get(word))}
+        makers |= {row[0] for row in held}
         found = [event for event in known if event.task in makers]
         if not found:
             raise BadUsageError(

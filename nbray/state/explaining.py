@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -83,11 +83,15 @@ def listed(parts: Iterable[str], noun: str) -> str:
 class Explainer:
     """Answers for one moment. ``events``: the tasks that are known, the newest attempt of each; ``now``: the host's monotonic clock."""
 
-    def __init__(self, ask: Ask, events: Iterable[TaskEvent], now: float) -> None:
+    def __init__(
+        self, ask: Ask, events: Iterable[TaskEvent], now: float, line: Callable[[PlaceRow], str] | None = None
+    ) -> None:
+        """``line``: says at which line a task is (default: file, line and function of its innermost frame)."""
         self._ask = ask
         self._events = {event.task: event for event in events}
         self._now = now
         self._places: dict[bytes, PlaceRow] | None = None
+        self._line = line or _innermost
 
     # -- tasks
 
@@ -137,11 +141,7 @@ class Explainer:
         if row.reason == "ACTOR":
             return self._at_actor(who, row, seen)
         place = self._place(task)
-        at = (
-            f", in {place.frames[-1][2]} (line {place.frames[-1][1]})"
-            if place is not None and place.frames
-            else ""
-        )
+        at = f", {self._line(place)}" if place is not None and place.frames else ""
         since = (
             duration(place.seconds)
             if place is not None
@@ -290,6 +290,13 @@ class Explainer:
             if known == name and tasks > 1:
                 return float(running / tasks)
         return None
+
+
+def _innermost(place: PlaceRow) -> str:
+    if not place.frames:
+        return ""
+    file, line, function = place.frames[-1]
+    return f"at {file}, line {line}, in {function}"
 
 
 def places(ask: Ask) -> list[PlaceRow]:

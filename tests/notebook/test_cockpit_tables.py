@@ -160,3 +160,10 @@ def test_static_frames_have_nothing_that_varies(tmp_path_factory: pytest.TempPat
             shown.append([ok(k.run(f"%cluster {what}")).result for what in ("tasks", "actors", "objects")])
     assert shown[0] == shown[1]
     assert "nap" in str(shown[0][0])
+
+
+def test_why_stale_and_late(kernel: Kernel) -> None:
+    ok(kernel.run("base = 1"))
+    ok(kernel.run("%%remote -a\nimport time\ntime.sleep(30)\nlater = base"))
+    assert "has run for" in said(kernel.run("%cluster why later"))
+    assert "1 task cancelled" in said(kernel.run("%cluster cancel later"))

@@ -22,8 +22,8 @@ def running(nbray: Any, count: int) -> None:
         nbray.wait([nbray.put(0)], timeout=0.01)
 
 
-def test_where_answers_while_the_users_code_computes(shared_cluster: Any) -> None:
-    nbray = shared_cluster
+def test_where_answers_while_the_users_code_computes(cluster: Any) -> None:
+    nbray = cluster
     ref = nbray.remote(hold).remote(60)
     running(nbray, 1)
     asked = time.monotonic()
@@ -39,8 +39,8 @@ def test_where_answers_while_the_users_code_computes(shared_cluster: Any) -> Non
     assert nbray.state.where().num_rows == 0
 
 
-def test_where_sees_coroutines_and_threads(shared_cluster: Any) -> None:
-    nbray = shared_cluster
+def test_where_sees_coroutines_and_threads(cluster: Any) -> None:
+    nbray = cluster
 
     @nbray.remote
     class Waiter:
@@ -68,8 +68,8 @@ def test_where_sees_coroutines_and_threads(shared_cluster: Any) -> None:
             nbray.get(call)
 
 
-def test_why(shared_cluster: Any) -> None:
-    nbray = shared_cluster
+def test_why(cluster: Any) -> None:
+    nbray = cluster
     task = nbray.remote(hold)
     busy = [task.remote(60), task.remote(60)]
     running(nbray, 2)

@@ -15,7 +15,7 @@ from nbray.notebook.arguments import BadUsageError, Parser, human
 from nbray.notebook.cards import Card, counted
 from nbray.notebook.cockpit import Cockpit
 from nbray.notebook.commands import Command, described
-from nbray.notebook.commands.tables import holders_of
+from nbray.notebook.commands.tables import current_line, holders_of
 from nbray.state.explaining import Explainer, called
 
 ASKED = 10
@@ -57,9 +57,21 @@ def _why(cockpit: Cockpit, options: argparse.Namespace) -> None:
 def reasons(cockpit: Cockpit, word: str) -> list[str]:
     """What ``why`` answers. Raises BadUsageError for a word that means nothing here."""
     events = targets.latest(targets.task_events())
-    explain = Explainer(context.require().engine.query, events, time.monotonic())
+    explain = Explainer(
+        context.require().engine.query,
+        events,
+        time.monotonic(),
+        lambda place: f"at {current_line(cockpit, place)}",
+    )
     if targets.cell_number(word) is not None:
         return _of_cell(explain, targets.find_tasks(cockpit, word, events))
+    stale = cockpit.trace.lineage.stale(word)
+    if stale is not None:
+        return [f"{stale.text}.", *_present(cockpit, explain, word, events)]
+    return _present(cockpit, explain, word, events)
+
+
+def _present(cockpit: Cockpit, explain: Explainer, word: str, events: list[TaskEvent]) -> list[str]:
     rows = targets.object_rows()
     try:
         objects = targets.find_objects(cockpit, word, rows)

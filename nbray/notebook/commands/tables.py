@@ -102,7 +102,7 @@ def task_frame(events: Sequence[TaskEvent], *, static: bool = False) -> pd.DataF
         columns["attempt"] = [event.attempt + 1 for event in events]
     if any(event.error for event in events):
         columns["error"] = [event.error for event in events]
-    return _frame(columns, [ids.short(event.task) for event in events], "task", static=static)
+    return _frame(columns, [ids.short(event.task) for event in events], static=static)
 
 
 def _actors(cockpit: Cockpit, options: argparse.Namespace) -> pd.DataFrame:
@@ -127,7 +127,7 @@ def _actors(cockpit: Cockpit, options: argparse.Namespace) -> pd.DataFrame:
     if any(row["reason"] for row in rows):
         columns["reason"] = [row["reason"] or "" for row in rows]
     short = [ids.short(bytes.fromhex(row["actor_id"])) for row in rows]
-    return _frame(columns, short, "actor", static=cockpit.static)
+    return _frame(columns, short, static=cockpit.static)
 
 
 def _objects(cockpit: Cockpit, options: argparse.Namespace) -> pd.DataFrame:
@@ -145,7 +145,7 @@ def _objects(cockpit: Cockpit, options: argparse.Namespace) -> pd.DataFrame:
         "made by": [_maker(row.object, events, static=cockpit.static) for row in rows],
         "held by": [", ".join(held) or "nobody" for held in holders],
     }
-    return _frame(columns, [ids.short(row.object) for row in rows], "object", static=cockpit.static)
+    return _frame(columns, [ids.short(row.object) for row in rows], static=cockpit.static)
 
 
 _WHERE = {
@@ -216,7 +216,7 @@ def _where(cockpit: Cockpit, _options: argparse.Namespace) -> pd.DataFrame | Non
         "code": [_code(cockpit, row) for row in rows],
         "inside": [_inside(cockpit, row) for row in rows],
     }
-    return _frame(columns, [ids.short(row.task) for row in rows], "task", static=False)
+    return _frame(columns, [ids.short(row.task) for row in rows], static=False)
 
 
 def current_line(cockpit: Cockpit, row: PlaceRow) -> str:
@@ -271,12 +271,12 @@ def _span(start: float, end: float) -> str:
     return duration(end - start) if start and end else ""
 
 
-def _frame(columns: dict[str, list[Any]], index: list[str], title: str, *, static: bool) -> pd.DataFrame:
+def _frame(columns: dict[str, list[Any]], index: list[str], *, static: bool) -> pd.DataFrame:
     import pandas as pd
 
     if static:
         return pd.DataFrame(columns)
-    return pd.DataFrame(columns, index=pd.Index(index, name=title))
+    return pd.DataFrame(columns, index=pd.Index(index))
 
 
 COMMANDS = {
