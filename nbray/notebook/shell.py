@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from nbray.notebook import line_magics
 from nbray.worker.display import display
 
 _INTERACTIVE = "a cell that runs on the cluster has no keyboard: put --local on the %%remote line to run the cell in the notebook and use {what}"
@@ -67,18 +68,14 @@ class RemoteShell:
         except Exception:  # noqa: BLE001  (as IPython: what cannot be expanded is the shell's)
             return command
 
-    def run_line_magic(self, magic_name: str, line: str, _stack_depth: int = 1) -> NoReturn:
-        """Raises: line magics work on the notebook's own shell."""
-        raise RuntimeError(
-            f"the line magic %{magic_name} works on the notebook's own process, and this cell runs on the cluster. Put it into a cell "
-            f"without %%remote, or write what it does in plain Python. (The line was: %{magic_name} {line})"
-        )
+    def run_line_magic(self, magic_name: str, line: str, _stack_depth: int = 1) -> Any:
+        """Run a line magic. Raises RuntimeError for one that works on the notebook's own shell."""
+        text = self.var_expand(line, depth=1) if magic_name in ("env", "set_env", "cd") else line
+        return line_magics.line(magic_name, text, self.user_ns)
 
-    def run_cell_magic(self, magic_name: str, line: str, cell: str) -> NoReturn:
-        """Raises: cell magics work on the notebook's own shell."""
-        raise RuntimeError(
-            f"the cell magic %%{magic_name} cannot be used inside of %%remote; put it above, as the first line of the cell"
-        )
+    def run_cell_magic(self, magic_name: str, line: str, cell: str) -> Any:
+        """Run a cell magic. Raises RuntimeError for one that works on the notebook's own shell."""
+        return line_magics.cell(magic_name, line, cell, self.user_ns)
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):

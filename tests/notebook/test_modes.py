@@ -168,3 +168,34 @@ def test_time_above(kernel: Kernel) -> None:
     assert run.result == "5"
     assert "Wall time" in run.text()
     assert "inside" in run.text()
+
+
+@slow
+def test_magics_inside(kernel: Kernel) -> None:
+    run = ok(kernel.run("%%remote\n%time t = sum(range(10))\n%matplotlib inline\nt"))
+    assert run.result == "45"
+    assert "Wall time" in run.text()
+    assert kernel.run("t").result == "45"
+    assert "loops each" in ok(kernel.run("%%remote\n%timeit -n 10 -r 3 sum(range(10))")).text()
+    run = ok(kernel.run("%%remote\nname = 'value'\n%env NBRAY_TEST_A={name}\nos.environ['NBRAY_TEST_A']"))
+    assert (run.result, run.text()) == ("'value'", "env: NBRAY_TEST_A is set\n")
+    assert kernel.run("'NBRAY_TEST_A' in os.environ").result == "False"
+    assert ok(kernel.run("%%remote\n%cd -q /\nos.getcwd()")).result == "'/'"
+    assert ok(kernel.run("%%remote\n%%time\nsum(range(4))")).result == "6"
+    assert "in a cell without %%remote" in kernel.run("%%remote\n%pip install nothing").traceback
+    assert (
+        "5 loops each"
+        in ok(kernel.run("%%remote\n%%timeit -n5 -r2 k = 3\nfor i in range(k):\n    pass")).text()
+    )
+    assert "above %%remote" in kernel.run("%%remote\n%%capture\n1").traceback
+
+
+@slow
+def test_awaiting_shell_commands_and_nested_calls(kernel: Kernel) -> None:
+    cell = (
+        "import asyncio\n@nbray.remote\ndef double(x): return 2 * x\n@nbray.remote\nclass Sum:\n    def __init__(self): self.n = 0\n"
+        "    def add(self, x):\n        self.n += x\n        return self.n\n    async def slowly(self, x): return x\n"
+        "s = Sum.remote()\nword = 'hello'\nout = !echo {word}\na = await double.remote(2)\nawait asyncio.sleep(0)\n"
+        "(out[0], a, nbray.get([double.remote(i) for i in range(3)]), nbray.get(s.add.remote(3)), list(nbray.map(lambda x: x + 1, [1, 2])))"
+    )
+    assert ok(kernel.run(f"%%remote\n{cell}")).result == "('hello', 4, [0, 2, 4], 3, [2, 3])"
