@@ -7,13 +7,12 @@ memory and turns the engine's verbs into messages and waits.
 from __future__ import annotations
 
 import os
-import select
 import socket
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,9 @@ from nbray.api import context
 from nbray.api.machine import ERROR_KIND, LOCATED, PENDING, READY, VALUE, ClientMachine, Entry, Scope, Stream
 from nbray.api.refs import ObjectRef, ObjectRefGenerator
 from nbray.config import HEAD_PATIENCE, IDLE_PIN, PENDING_LIMIT
+from nbray.engine.awaited import Awaited
 from nbray.engine.base import Engine
+from nbray.engine.forks import Forks
 from nbray.errors import GetTimeoutError, NbrayError, NodeDiedError, NotInitializedError, StoreFullError
 from nbray.failure_codec import decode_error, system_error
 from nbray.ids import FIRST_INDEX, IdSource
@@ -133,9 +134,7 @@ class LocalEngine(Engine):
         """Requests whose answer nobody waits for any more."""
         self._lock = threading.Lock()
         self._fork_holds = False
-        self._forking: tuple[int, int, list[bytes]] | None = None
-        self._forks: list[tuple[int, list[bytes]]] = []
-        """Forked children that may look at objects: a pipe that ends with them, and the objects."""
+        self._forks = Forks()
         self._tidied = 0.0
         self._origin = ""
         self._receive(early)
@@ -185,7 +184,7 @@ class LocalEngine(Engine):
         """In the background: give back what nobody uses. True while there is something to look at again."""
         machine = self.machine
         if self._forks:
-            self._look_at_forks()
+            machine.unviewed.extend(self._forks.ended())
         if machine.dropped or machine.unviewed or machine.idle:
             now = time.monotonic()
             with self._lock:
@@ -766,7 +765,7 @@ class LocalEngine(Engine):
         entry = self._entry(ref)
         if self.closed or self.link.dead:
             self._check()
-        _Awaited(self, ref, entry, future).ask()
+        Awaited(self, ref, entry, future).ask()
         return future
 
     def next_item(self, generator: ObjectRefGenerator[Any], timeout: float | None) -> ObjectRef[Any] | None:
@@ -916,119 +915,35 @@ class LocalEngine(Engine):
         self.closed = self.closed or "nbray was shut down"
         self._fail_futures()
         self.link.close()
-        for read, _ in self._forks:
-            os.close(read)
-        self._forks.clear()
+        self._forks.close()
         self.memory.close()
         return ends
 
     # -- forked children
 
     def before_fork(self) -> None:
-        """A child will share what this process looks at, as long as it lives; the end of a pipe that only it holds tells when that is over."""
+        """See `Forks`. Held until `after_fork`, so that the child's copy of the books is whole."""
         self._lock.acquire()
         self._fork_holds = True
-        self._forking = None
-        viewed = [object_id for object_id, entry in list(self.entries.items()) if entry.views]
-        if viewed and not self.closed:
-            try:
-                self._forking = (*platform.pipe(blocking=True), viewed)
-            except OSError:
-                return
+        if not self.closed:
+            self._forks.begin([object_id for object_id, entry in list(self.entries.items()) if entry.views])
 
     def after_fork(self, *, child: bool) -> None:
-        """In the parent the child's views are counted; the child keeps its end of the pipe open, and so do its own children."""
-        forking, self._forking = self._forking, None
-        if forking is not None:
-            read, write, viewed = forking
-            if child:
-                os.close(read)
-            else:
-                os.close(write)
-                for object_id in viewed:
-                    self.entries[object_id].views += 1
-                self._forks.append((read, viewed))
+        """In the parent the child's views are counted."""
+        viewed = self._forks.end(child=child)
+        if not child:
+            for object_id in viewed:
+                self.entries[object_id].views += 1
         if self._fork_holds:
             self._fork_holds = False
             self._lock.release()
-        if forking is not None and not child:
+        if viewed and not child:
             self.link.arm()
-
-    def _look_at_forks(self) -> None:
-        """Give back the views of children that have ended."""
-        poll = select.poll()
-        for read, _ in self._forks:
-            poll.register(read, select.POLLIN)
-        ended = {fd for fd, _ in poll.poll(0)}
-        for read, viewed in [fork for fork in self._forks if fork[0] in ended]:
-            self._forks.remove((read, viewed))
-            os.close(read)
-            self.machine.unviewed.extend(viewed)
 
     def abandon(self) -> None:
         """In a forked child: this connection is the parent's; nothing of it may be used."""
         self.closed = "this process was forked from one that is connected to nbray"
         self.link.dead = self.closed
-
-
-class _Awaited:
-    """A value that a future waits for; keeps the ref until then."""
-
-    __slots__ = ("engine", "entry", "future", "once", "ref", "running")
-
-    def __init__(self, engine: LocalEngine, ref: ObjectRef[Any], entry: Entry, future: Future[Any]) -> None:
-        self.engine = engine
-        self.ref = ref
-        self.entry = entry
-        self.future = future
-        self.running = engine.running
-        self.once: Iterator[bool] = iter(())
-
-    def ask(self) -> None:
-        """Have the value brought; resolves the future at once when it is here."""
-        engine, entry, machine = self.engine, self.entry, self.engine.machine
-        self.once = iter((True,))
-        with engine._lock:
-            if entry.state not in (VALUE, LOCATED):
-                if entry.callbacks is None:
-                    entry.callbacks = []
-                entry.callbacks.append(self.came)
-                if self.running is None:
-                    machine.ask([self.ref._id])
-                else:
-                    # Who awaits in a task needs no CPU until then, and the value may need it.
-                    number = engine._requests()
-                    machine.ask(
-                        [self.ref._id], blocked=True, request=number, task=self.running.task, ends=True
-                    )
-        # Also when it has come while the callback was put in place: the thread that read may not have seen it.
-        if entry.state in (VALUE, LOCATED):
-            self.came()
-            return
-        link = engine.link
-        link.active = 0.0
-        link.flush()
-        if not link.background and not link.reader:
-            link.read_in_background()
-        if engine.closed or link.dead:
-            engine._fail_futures()
-
-    def came(self) -> None:
-        """The value has come, or never will; whoever notices first says so."""
-        if not next(self.once, False):
-            return
-        engine, entry = self.engine, self.entry
-        try:
-            if (engine.closed or engine.link.dead) and entry.state not in (VALUE, LOCATED):
-                engine._check()
-            found, value = engine.read(self.ref._id, entry, False)
-        except BaseException as error:  # noqa: BLE001  (whatever it is belongs to whoever waits)
-            self.future.set_exception(error)
-            return
-        if found:
-            self.future.set_result(value)
-        else:
-            self.ask()
 
 
 def _before_fork() -> None:
