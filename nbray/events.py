@@ -143,7 +143,7 @@ class WorkerRow(msgspec.Struct, array_like=True, gc=False):
 class NameRow(msgspec.Struct, array_like=True, gc=False):
     """A name of a notebook's session and what it stands for. ``job``: the kernel run that it belongs to, ``live``: whether that is connected;
     ``cell``: label of the cell that binds it, ``origin``: what was said of how it makes it. ``state``: READY, SPILLED or LOST; RUNNING while ``task`` is
-    still to bind it. ``size`` in bytes.
+    still to bind it, which was submitted ``age`` seconds ago. ``size`` in bytes.
     """
 
     session: str
@@ -156,6 +156,17 @@ class NameRow(msgspec.Struct, array_like=True, gc=False):
     size: int
     state: str
     live: bool
+    origin: bytes = b""
+    age: float = 0.0
+
+
+class SavedName(msgspec.Struct, array_like=True, gc=False):
+    """A name whose value is on disk to outlive the cluster; fields as in `NameRow`."""
+
+    name: str
+    cell: str
+    version: int
+    size: int
     origin: bytes = b""
 
 
@@ -228,6 +239,40 @@ class CountRow(msgspec.Struct, array_like=True, gc=False):
     name: str
     state: str
     tasks: int
+
+
+class FailureRow(msgspec.Struct, array_like=True, gc=False):
+    """An error of a cell's tasks: ``tasks`` of them raised it, ``dependants`` failed because they needed one of those. ``task``: the first one."""
+
+    name: str
+    text: str
+    tasks: int
+    dependants: int
+    task: bytes
+    task_name: str
+
+
+class CellRow(msgspec.Struct, array_like=True, gc=False):
+    """The tasks of a cell in numbers (``engine.query("cells", label)``). ``ran``: how many have run and ended, in ``seconds`` of run time together.
+
+    ``out``, ``read``: bytes of their results and inputs. ``first``, ``last``: when the first was submitted and the last one ended, ``now``: the
+    moment of the answer. ``running``: process ids of the workers at it; what is neither running nor over is queued.
+    """
+
+    cell: str
+    submitted: int
+    finished: int
+    failed: int
+    cancelled: int
+    ran: int
+    seconds: float
+    out: int
+    read: int
+    first: float
+    last: float
+    now: float
+    running: list[int]
+    failures: list[FailureRow]
 
 
 class Page(msgspec.Struct):

@@ -70,9 +70,11 @@ from nbray.messages import (
 )
 from nbray.node import pool as pools
 from nbray.node.actors import Actors
+from nbray.node.counts import Counts
 from nbray.node.deadlock import find_deadlock
 from nbray.node.looks import Look, Looks
 from nbray.node.names import Names as HeldNames
+from nbray.node.names import Save
 from nbray.node.outputs import Outputs
 from nbray.node.peer import Peer
 from nbray.node.pool import Home, PoolEffect, Worker, WorkerPool
@@ -135,7 +137,7 @@ class Stop:
     reason: str
 
 
-NodeEffect = TakeTokens | Signal | Look | AskLargest | Renew | Close | Stop | PoolEffect | StoreEffect
+NodeEffect = Save | TakeTokens | Signal | Look | AskLargest | Renew | Close | Stop | PoolEffect | StoreEffect
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,8 @@ class NodeConfig:
     inline_limit: int = INLINE_LIMIT
     store_patience: float = 10.0
     inline_total: int = INLINE_TOTAL
+    data: str = ""
+    """Directory of values that outlive the cluster; without one none does."""
     installed: int = 0
     """When the last package was installed before the zygote was started: nanoseconds."""
 
@@ -192,6 +196,7 @@ class NodeMachine:
         self.looks = Looks(self)
         self.scarcity = Scarcity(self)
         self.outputs = Outputs(self)
+        self.counts = Counts(self)
         self.tasks = Tasks(self)
         self.actors = Actors(self)
         self.installed = config.installed
@@ -322,9 +327,14 @@ class NodeMachine:
             self.unused_since = now
             return 1.0
         left = self.unused_since + self.config.ttl - now
-        if left <= 0:
-            self.stop(f"nobody used it for {self.config.ttl:g} s")
+        if left <= 0 and not self.names.saving:
+            self.names.save_all(self._end_unused)
         return max(min(left, 1.0), 0.05)
+
+    def _end_unused(self) -> None:
+        """What should outlive the cluster is on disk."""
+        if not self.drivers and not self.tasks.tasks:
+            self.stop(f"nobody used it for {self.config.ttl:g} s")
 
     def disconnected(self, peer: Peer, now: float) -> None:
         """The connection is closed."""
@@ -336,6 +346,7 @@ class NodeMachine:
             self.unused_since = now
             self.operate(EndJob(peer.job, False), None)
             self.orphans.append((now + ORPHAN_SECONDS, peer))
+            self.names.away[peer.session] = now
             self._abort_unsealed(peer)
             self.objects.drop_pins(peer.number)
             # Another driver can take up its results, but not the iteration over a generator: that must not wait for it.
@@ -599,6 +610,7 @@ class NodeMachine:
 
     def _on_origin(self, peer: Peer, message: Origin) -> None:
         peer.cell = message.cell
+        peer.count = None
 
     def _on_transient(self, peer: Peer, message: Transient) -> None:
         peer.transient = message.on
@@ -669,11 +681,19 @@ class NodeMachine:
         if what == "where":
             self.looks.where(peer, message)
             return
+        if what == "keep":
+            self.names.on_keep(peer, message)
+            return
+        if what == "cells":
+            cell = msgspec.msgpack.decode(message.argument, type=str) if message.argument else ""
+            rows = self.counts.rows(peer.session, cell)
+            self.send(peer, Reply(message.request, "", msgspec.msgpack.encode(rows)))
+            return
         if what == "why":
             page = self.looks.why(msgspec.msgpack.decode(message.argument))
             self.send(peer, Reply(message.request, "", msgspec.msgpack.encode(page)))
             return
-        if what in {"objects", "nodes", "resources", "memory", "held"}:
+        if what in {"objects", "nodes", "resources", "memory", "held", "away"}:
             data = msgspec.msgpack.encode(self._answer(what, message.argument))
             self.send(peer, Reply(message.request, "", data))
             return
@@ -693,6 +713,9 @@ class NodeMachine:
 
     def _answer(self, what: str, argument: bytes) -> Any:
         config = self.config
+        if what == "away":
+            since = self.names.away.get(msgspec.msgpack.decode(argument, type=str))
+            return None if since is None else self.now - since
         if what == "held":
             return self.names.rows(msgspec.msgpack.decode(argument, type=str) if argument else "")
         if what == "resources":

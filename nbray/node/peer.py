@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nbray.node.counts import CellCount
     from nbray.node.pool import Worker
     from nbray.scheduler.task import Kind
 
@@ -13,7 +14,7 @@ class Peer:
     """A driver, a worker or an observer. ``number`` is never used twice; as a holder it stands for the process."""
 
     __slots__ = (
-        "cell", "environment", "execution", "job", "keep", "kinds", "label", "namespace", "number", "out", "pid", "process", "role", "session",
+        "cell", "count", "environment", "execution", "job", "keep", "kinds", "label", "namespace", "number", "out", "pid", "process", "role", "session",
         "transient", "unsent", "urgent", "worker", "world",
     )  # fmt: skip
 
@@ -34,6 +35,8 @@ class Peer:
         self.environment = b""
         """Of a worker: the ``runtime_env`` that it was made for, which what its tasks submit inherits."""
         self.cell = ""
+        self.count: CellCount | None = None
+        """Where the tasks of that cell are counted, once there is one."""
         self.kinds: dict[int, Kind] = {}
         self.out: list[Any] = []
         self.unsent = 0

@@ -84,6 +84,14 @@ class Tasks:
                 task.priority = max(task.priority, parent.priority)
                 task.cell = parent.cell
                 task.world = parent.world
+                task.count = parent.count
+        count = task.count
+        if count is None:
+            count = peer.count
+            if count is None:
+                count = peer.count = self.node.counts.of(session, cell)
+            task.count = count
+        count.submitted += 1
         if not kind.is_call:
             spec = kind.spec
             task.shape = self.node.scheduler.shape(
@@ -225,6 +233,9 @@ class Tasks:
         args, args_at = submit.args, None
         if submit.deps or submit.args_object:
             values, objects = self.node.values, self.node.objects.objects
+            if task.count is not None:
+                for object_id in task.inputs():
+                    task.count.reads(objects[object_id])
             deps = [values.argument(objects[object_id], peer) for object_id in submit.deps or ()]
             if submit.args_object:
                 located = values.argument(objects[submit.args_object], peer)
@@ -384,7 +395,10 @@ class Tasks:
             else:
                 self._queue(task)
         elif task.kind.spec.kind == CREATE_ACTOR:
-            self._ended(task, FAILED, finished, 0, summary(message.data)[0])
+            name, text = summary(message.data)
+            if task.count is not None:
+                task.count.failure(task, name, text, ran=True)
+            self._ended(task, FAILED, finished, 0, name)
             self.node.actors.creation_failed(task, message.data)
             self._seal_error(task, message.data)
             self.node.end_worker(worker, "the actor's constructor raised")
@@ -496,8 +510,10 @@ class Tasks:
         """The task is over with this error (an encoded payload); it becomes the value of everything that the task should have returned."""
         if task.terminal:
             return
-        name = summary(error)[0]
+        name, text = summary(error)
         state = CANCELLED if name == "TaskCancelledError" and task.cancelled else FAILED
+        if state == FAILED and task.count is not None:
+            task.count.failure(task, name, text, ran=task.worker is not None)
         self._ended(task, state, finished, 0, name)
         self._seal_error(task, error, refs)
         if task.kind.spec.kind == CREATE_ACTOR:
@@ -552,6 +568,8 @@ class Tasks:
             if parent is not None and parent.children is not None:
                 parent.children.pop(task.id, None)
         self.executions.pop(task.id, None)
+        if task.count is not None:
+            task.count.ended(task, state, finished, size, self.node.now)
         self._event(task, _EVENT_STATES[state], finished or self.node.now, size, error)
 
     def release_inputs(self, task: Task) -> None:
@@ -623,6 +641,8 @@ class Tasks:
                 producer.worker = None
                 producer.cancelled = False
                 producer.state = WAITING
+                if producer.count is not None:
+                    producer.count.submitted += 1
                 self.tasks[producer.id] = producer
                 self.node.names.remade[producer.id] = None
                 if streaming:

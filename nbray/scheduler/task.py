@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from nbray.messages import ACTOR_CALL, TASK, Submit, TaskClass
 
 if TYPE_CHECKING:
+    from nbray.node.counts import CellCount
     from nbray.node.pool import Worker
     from nbray.scheduler.queue import Shape
 
@@ -50,7 +51,7 @@ class Task:
     """One task, or one call of an actor's method."""
 
     __slots__ = (
-        "actor", "attempt", "cancelled", "cell", "children", "dispatched", "gpus", "held", "id", "kind", "missing", "oom", "owner", "priority",
+        "actor", "attempt", "cancelled", "cell", "children", "count", "dispatched", "gpus", "held", "id", "kind", "missing", "oom", "owner", "priority",
         "ready", "retries", "run", "session", "shape", "started", "state", "submit", "submitted", "worker", "world",
     )  # fmt: skip
 
@@ -79,6 +80,8 @@ class Task:
         self.held: dict[str, int] | None = None
         self.gpus: tuple[int, ...] = ()
         self.children: dict[bytes, None] | None = None
+        self.count: CellCount | None = None
+        """Where its cell's tasks are counted."""
         self.cancelled = False
         self.oom = False
         self.actor: bytes = b""
