@@ -432,6 +432,7 @@ def start_cluster(
             "resources": resources,
             "store_limit": store_limit,
             "store_patience": settings.store_patience,
+            "data": settings.data_dir,
             "span": store_limit // 4096 * 4096 * 8,
             "details": details,
             "ttl": settings.ttl,

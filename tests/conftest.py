@@ -37,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # pytest's own folders stay where they were: they are kept for looking at after a failure.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", original)
     os.environ["NBRAY_RUNTIME_DIR"] = str(check.runtime)
+    os.environ["NBRAY_DATA_DIR"] = str(folder / "home" / "data")
     os.environ["TMPDIR"] = str(check.temp)
     tempfile.tempdir = None
     # Else a process title overwrites the environment in /proc by which the leak check knows its processes.

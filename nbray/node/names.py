@@ -8,12 +8,16 @@ one that was submitted later.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from nbray import ids
-from nbray.events import NameRow
+from nbray.events import NameRow, SavedName
 from nbray.gcs.messages import NameBind, NameUnbind
+from nbray.messages import Reply
 from nbray.store import holders as holder_sets
 from nbray.store import objects as store
 
@@ -27,7 +31,37 @@ if TYPE_CHECKING:
 _PREFIX = b"name\0"
 """Holders that are names start with this; ids are 16, 20, 32 or 36 bytes, which these need not differ from: no id has this prefix but by chance."""
 
+_SAVER = -2
+"""Who pins objects while they are written to disk."""
+
+SAVED_LIMIT = 8 << 30
+"""Bytes that a cluster saves at its end; the newest results first."""
+
 Key = tuple[str, str]
+
+
+@dataclass(slots=True, frozen=True)
+class Save:
+    """Write a value where it outlives the cluster; report with `Names.saved`. Its bytes: ``data``, or in the spilled copy, or in the arena at ``offset``."""
+
+    object: bytes
+    session: str
+    names: list[SavedName]
+    kind: int
+    size: int
+    offset: int
+    data: bytes | None
+    spilled: bool
+    kept: bool
+
+
+@dataclass(slots=True)
+class _Saving:
+    """Values that are being saved. ``errors``: those that could not be, and why; ``done`` is called when ``left`` are none."""
+
+    left: dict[bytes, None]
+    errors: dict[bytes, str]
+    done: Callable[[dict[bytes, str]], None]
 
 
 class Binding:
@@ -69,6 +103,10 @@ class Names:
         self.expected: dict[bytes, Expected] = {}
         self.announced: dict[bytes, m.Bound] = {}
         """What running tasks say they will have bound, until they end."""
+        self.away: dict[str, float] = {}
+        """Session -> when its kernel was lost without a goodbye, the last time."""
+        self.saving: list[_Saving] = []
+        """Values on their way to disk."""
         self.remade: dict[bytes, None] = {}
         """Tasks that run again only because a value was lost: the names are what they were."""
 
@@ -104,6 +142,97 @@ class Names:
         for expected in self.expected.values():
             if expected.session == peer.session and not expected.dropped.issuperset(expected.names):
                 expected.job = peer.job if set(expected.names) & set(message.names) else expected.job
+
+    # -- to disk
+
+    def on_keep(self, peer: Peer, message: m.Query) -> None:
+        """Answered by (name, why it could not be saved or "") of each name, once all is done."""
+        names = msgspec.msgpack.decode(message.argument, type=list[str])
+        number, request, session = peer.number, message.request, peer.session
+
+        def done(errors: dict[bytes, str]) -> None:
+            answer = []
+            for name in names:
+                binding = self.bound.get((session, name))
+                unknown = "the cluster does not hold it"
+                answer.append((name, unknown if binding is None else errors.get(binding.object, "")))
+            asker = self.node.peers.get(number)
+            if asker is not None:
+                self.node.send(asker, Reply(request, "", msgspec.msgpack.encode(answer)))
+
+        objects = [found.object for name in names if (found := self.bound.get((session, name))) is not None]
+        self._save(session, objects, done, kept=True)
+
+    def save_all(self, done: Callable[[], None]) -> None:
+        """Save what names stand for, as far as it fits, and call ``done``."""
+        newest = sorted(self.bound.items(), key=lambda item: (-item[1].job, -item[1].version))
+        chosen: dict[str, list[bytes]] = {}
+        size = 0
+        for (session, _), binding in newest:
+            entry = self.node.objects.objects.get(binding.object)
+            same = chosen.setdefault(session, [])
+            if entry is None or binding.object in same or size + entry.size > SAVED_LIMIT:
+                continue
+            size += entry.size
+            same.append(binding.object)
+        left = len(chosen) if self.node.config.data else 0
+        if not left:
+            done()
+            return
+
+        def one_done(_errors: dict[bytes, str]) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                done()
+
+        for session, objects in chosen.items():
+            self._save(session, objects, one_done, kept=False)
+
+    def saved(self, object_id: bytes, error: str) -> None:
+        """The shell has saved this value, or could not."""
+        self.node.objects.unpin(object_id, _SAVER, 1)
+        for saving in list(self.saving):
+            if object_id in saving.left:
+                del saving.left[object_id]
+                if error:
+                    saving.errors[object_id] = error
+                if not saving.left:
+                    self.saving.remove(saving)
+                    saving.done(saving.errors)
+                break
+
+    def _save(
+        self, session: str, objects: list[bytes], done: Callable[[dict[bytes, str]], None], *, kept: bool
+    ) -> None:
+        errors: dict[bytes, str] = {}
+        effects: list[Save] = []
+        for object_id in dict.fromkeys(objects):
+            entry = self.node.objects.objects[object_id]
+            if entry.is_error:
+                errors[object_id] = "its value is lost"
+            elif entry.refs:
+                errors[object_id] = "it mentions other objects of the cluster (refs or handles)"
+            elif not self.node.config.data:
+                errors[object_id] = "there is no directory for it; set NBRAY_DATA_DIR"
+            elif entry.sealed:
+                effects.append(self._effect(session, entry, kept))
+        if not effects:
+            done(errors)
+            return
+        self.saving.append(_Saving({effect.object: None for effect in effects}, errors, done))
+        self.node.effects += effects
+
+    def _effect(self, session: str, entry: Object, kept: bool) -> Save:
+        found = [(key[1], self.bound[key]) for key in self._names_of(entry) if key[0] == session]
+        names = [SavedName(name, b.cell, b.version, b.size, b.origin) for name, b in found]
+        spilled = entry.state in (store.SPILLED, store.RESTORING)
+        data = entry.data if entry.state == store.INLINE else None
+        offset = 0
+        if entry.block is not None and not spilled:
+            self.node.objects.pin(entry, _SAVER)
+            offset = entry.block.offset
+        return Save(entry.id, session, names, entry.kind, entry.size, offset, data, spilled, kept)
 
     # -- what happens to tasks and objects
 
@@ -191,6 +320,8 @@ class Names:
                         0,
                         "RUNNING",
                         live,
+                        expected.origin,
+                        self.node.now - task.submitted,
                     )
                     for name in expected.names
                     if name not in expected.dropped

@@ -34,6 +34,7 @@ from nbray.node.children import Children
 from nbray.node.disk import Disk
 from nbray.node.looks import Look
 from nbray.node.machine import Close, NodeConfig, NodeMachine, Renew, Signal, Stop, TakeTokens
+from nbray.node.names import Save
 from nbray.node.peer import Peer
 from nbray.node.pool import Fork, Kill
 from nbray.node.scarcity import AskLargest
@@ -183,6 +184,8 @@ class NodeServer:
         """Whether drivers are not listened to, because the head does not take what is to be recorded."""
         self.wake_read, self.wake_write = platform.pipe(blocking=False)
         self.disk = Disk(paths.spill, self.memory)
+        if config.data:
+            self.disk.expire(config.data)
         self.held_back: list[Peer] = []
         self.held_since = 0.0
         self.next_tick = 0.0
@@ -384,6 +387,8 @@ class NodeServer:
             self.disk.restore(effect.object, effect.offset, effect.size)
         elif kind is DeleteSpilled:
             self.disk.delete(effect.object)
+        elif kind is Save:
+            self.disk.save(effect, self.config)
         elif kind is Renew:
             self._renew_zygote()
         elif kind is Close:
@@ -642,7 +647,9 @@ class NodeServer:
     def _disk_done(self, _mask: int) -> None:
         objects = self.machine.objects
         for what, object_id, error in self.disk.finished():
-            if what == "spill":
+            if what == "save":
+                self.machine.names.saved(object_id, error)
+            elif what == "spill":
                 objects.spilled(object_id, error)
             else:
                 objects.restored(object_id, error)
@@ -830,6 +837,7 @@ def main() -> None:
         socket=paths.node_socket,
         spares=told["spares"],
         store_patience=told["store_patience"],
+        data=told["data"],
         installed=modified(packages),
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)

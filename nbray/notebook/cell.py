@@ -59,20 +59,22 @@ def prepare(
     carried: tuple[type, ...] = (),
     apart: bool = False,
     strict: bool = True,
+    given: Sequence[str] = (),
 ) -> Prepared:
     """What has to be sent to run ``source`` (plain Python) as if in ``namespace``.
 
     ``also``: names to send that the analysis cannot see; ``out``: names that are wanted, None for all; ``hidden``: names that the shell
-    itself put into the namespace; ``apart``: large values may lie in the store, see `Prepared.settle`; without ``strict``
+    itself put into the namespace; ``given``: names that the cell gets otherwise; ``apart``: large values may lie in the store, see `Prepared.settle`; without ``strict``
     values that cannot be sent are in ``packed.refused``, and the cell is not to be submitted. Raises SyntaxError, NameError (a name of
     ``also`` does not exist), SerializationError (a value cannot be sent: names the variable and says why).
     """
     names = analyse(source, filename)
-    own = {
+    own = set(given)
+    own.update(
         name
         for name in _SHELLS_OWN
         if hidden is not None and name in hidden and namespace.get(name) is hidden[name]
-    }
+    )
     for name in also:
         if name not in namespace:
             raise NameError(
@@ -140,7 +142,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 class Returned:
     """What came back: values to bind, names to delete, the last value (None: nothing to display), and what to say about the rest.
 
-    ``changed``: names whose values the cell has changed without binding them, so that the notebook's are as they were.
+    ``changed``: names whose values the cell has changed without binding them, so that the notebook's are as they were. ``left``: names whose values
+    could not be sent, and why.
     """
 
     values: dict[str, Any]
@@ -148,6 +151,7 @@ class Returned:
     value: Any
     notes: list[str]
     changed: list[str]
+    left: dict[str, str]
 
 
 class Shown:
@@ -179,7 +183,7 @@ def returned(result: CellResult, namespace: dict[str, Any]) -> Returned:
     notes += [f"-o {name}: the cell has not bound that name" for name in result.missing]
     if result.text is not None:
         value = Shown(result.text)
-    return Returned(values, result.deleted, value, notes, result.changed)
+    return Returned(values, result.deleted, value, notes, result.changed, result.left)
 
 
 def changed_note(names: Sequence[str]) -> str:

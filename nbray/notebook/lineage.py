@@ -133,6 +133,9 @@ class Trace(Follower):
         )
 
     def bound(self, run: Run, names: Collection[str], deleted: Collection[str]) -> None:
+        if run.origin:
+            self.restore(names, run.origin)
+            return
         namespace = self._shell.user_ns
         values = {name: known(namespace[name]) for name in names if name in namespace}
         self.lineage.ran(

@@ -55,6 +55,11 @@ class HeldNames(Follower):
         """Of the newest run of a cell; a later kernel run's are larger."""
         return int(self._engine.welcome.job) << 32 | self._runs if self._engine is not None else 0
 
+    def next_version(self) -> int:
+        """Of a new binding."""
+        self._runs += 1
+        return self.version
+
     # -- runs of cells
 
     def prepared(self, run: Run) -> None:
@@ -66,7 +71,13 @@ class HeldNames(Follower):
         if self._connected() and run.ref is not None:
             self._engine.expect_names(run.ref, run.prepared.task.version, run.names, self._trace.origin(run))
 
+    def left(self, names: Mapping[str, str]) -> None:
+        """Names that a cell has bound to what could not be sent, and why."""
+        self.left_behind.update(names)
+
     def bound(self, run: Run, names: Collection[str], deleted: Collection[str]) -> None:
+        for name in names:
+            self.left_behind.pop(name, None)
         for name in deleted:
             self._held.pop(name, None)
         if run.state == "done":

@@ -39,6 +39,7 @@ def bind(cockpit: Cockpit, run: Run, back: Returned, only: Collection[str] | Non
         cockpit.shell.user_ns.pop(name, None)
     for follower in cockpit.followers:
         follower.bound(run, values, deleted)
+    cockpit.names.left(back.left)
     if not run.options.quiet:
         for note in back.notes:
             cockpit.say(note, run.cell)

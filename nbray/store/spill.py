@@ -47,7 +47,7 @@ class SpillFiles:
         """
         if self._sizes.get(object_id) == size:
             return
-        path = self._path(object_id)
+        path = self.path(object_id)
         try:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -72,7 +72,7 @@ class SpillFiles:
 
         Raises ObjectLostError when the file is gone, shorter than the object or changed, OSError when the disk cannot read it.
         """
-        path = self._path(object_id)
+        path = self.path(object_id)
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -100,7 +100,7 @@ class SpillFiles:
                 return
             del self._checksums[object_id]
             self.bytes -= size
-        self._unlink(self._path(object_id))
+        self._unlink(self.path(object_id))
 
     def close(self) -> None:
         """Remove all files and, if nothing else is in it, the directory. Idempotent."""
@@ -111,7 +111,8 @@ class SpillFiles:
         except OSError:
             pass  # never made, or somebody else's files are in it
 
-    def _path(self, object_id: bytes) -> str:
+    def path(self, object_id: bytes) -> str:
+        """Where the file of an object is, if it has one."""
         return os.path.join(self.directory, object_id.hex())
 
     def _write(self, file: int, offset: int, size: int) -> None:

@@ -69,8 +69,7 @@ def start(cockpit: Cockpit, options: argparse.Namespace) -> cards.Card:
     seconds = time.perf_counter() - began
     here = replace(facts.of_runtime(runtime), started=None if found else seconds, keep=options.keep)
     notes = facts.differences(here, options) if found else []
-    if found:
-        notes += filter(None, [attaching.offer(attaching.Attacher(cockpit).left())])
+    notes += filter(None, [attaching.offer(attaching.Attacher(cockpit).left())])
     return cards.start_card(here, notes, static=cockpit.static)
 
 

@@ -1,4 +1,4 @@
-"""``%cluster attach fetch``: what the cluster holds under the notebook's names."""
+"""``%cluster attach fetch keep``: what the cluster holds under the notebook's names."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 
 from nbray.api import context
 from nbray.errors import NbrayError
-from nbray.notebook import arguments, attaching
-from nbray.notebook.arguments import BadUsageError, Parser
+from nbray.notebook import arguments, attaching, cards
+from nbray.notebook.arguments import BadUsageError, Parser, did_you_mean
 from nbray.notebook.attaching import Attacher
 from nbray.notebook.cockpit import Cockpit
 from nbray.notebook.commands import Command, described, lifetime
+from nbray.store import saved
+from nbray.store.saved import Saved
 
 
 def _attach_parser() -> Parser:
@@ -36,23 +38,79 @@ def attach(cockpit: Cockpit, names: list[str] | None = None) -> str:
     attacher = _attacher(cockpit)
     left = attacher.left()
     namespace = cockpit.shell.user_ns
-    rows = left.kept
-    own: list[str] = []
+    on_disk = {name.name for one in left.saved for name in one.header.names}
     if names:
-        rows = [attaching.find([*left.kept, *left.running, *left.lost], name) for name in names]
-        left.running = [row for row in left.running if row.name in names]
-        left.lost = [row for row in left.lost if row.name in names]
-        rows = [row for row in rows if row.state in attaching.READY]
+        rows = [*left.kept, *left.running, *left.lost]
+        for name in names:
+            if name not in on_disk:
+                attaching.find(rows, name)
+        left = left.only(names)
+        own: list[str] = []
     else:
-        own = [row.name for row in rows if row.name in namespace]
-        rows = [row for row in rows if row.name not in namespace]
-    came, failed = attacher.bind(rows)
-    _, why = attacher.bind(left.lost)
-    return attaching.told(came, own, {**failed, **why}, left)
+        own = sorted({name for name in (*(row.name for row in left.kept), *on_disk) if name in namespace})
+        left = left.only(name for name in left.names() if name not in namespace)
+    came, failed = attacher.bind(left.kept)
+    back, why = attacher.bind_saved(left.saved, on_disk & left.names())
+    failed.update(why)
+    failed.update(attacher.bind(left.lost)[1])
+    attacher.follow(left.running)
+    left.actors = attacher.bind_actors(left.actors)
+    for label, text in attacher.missed({row.cell for row in (*left.kept, *left.running)}):
+        cockpit.say(f"{attaching.cell_title(label)} while no kernel was there:\n{text}")
+    modules = {row.name for row in left.kept if row.size < 0}
+    return attaching.told([*came, *back], [name for name in own if name not in modules], failed, left)
 
 
 def _attach(cockpit: Cockpit, options: argparse.Namespace) -> None:
     cockpit.say(attach(cockpit, arguments.names(options.names) or None))
+
+
+def _keep_parser() -> Parser:
+    parser = Parser("%cluster keep", described("keep"))
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="names that the cluster holds (default: list what is on disk)",
+    )
+    parser.add_argument("--forget", action="store_true", help="remove these names from the disk instead")
+    return parser
+
+
+def keep(cockpit: Cockpit, names: list[str]) -> list[Saved]:
+    """Write what the cluster holds under these names to disk; all that is on disk of this notebook's results.
+
+    Raises ValueError for a name that the cluster does not hold, NbrayError for a value that cannot be written.
+    """
+    attacher = _attacher(cockpit)
+    if names:
+        rows = attacher.rows()
+        for name in names:
+            attaching.find(rows, name)
+        attacher.keep(names)
+    return attacher.saved()
+
+
+def forget(cockpit: Cockpit, names: list[str]) -> list[Saved]:
+    """Remove files with these names from the disk; what is left there. Raises ValueError for a name that is not there."""
+    attacher = _attacher(cockpit)
+    there = attacher.saved()
+    known = {name.name for one in there for name in one.header.names}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no {name!r} on disk{did_you_mean(name, known)}")
+    for one in there:
+        if {name.name for name in one.header.names} & set(names):
+            saved.remove(one.path)
+    return attacher.saved()
+
+
+def _keep(cockpit: Cockpit, options: argparse.Namespace) -> None:
+    names = arguments.names(options.names) or []
+    if options.forget and not names:
+        raise BadUsageError("%cluster keep --forget: which names?")
+    there = forget(cockpit, names) if options.forget else keep(cockpit, names)
+    cockpit.show(cards.Card(attaching.disk_text(there, static=cockpit.static), ""))
 
 
 def fetch(cockpit: Cockpit, names: list[str]) -> None:
@@ -86,4 +144,5 @@ def _fetch(cockpit: Cockpit, options: argparse.Namespace) -> None:
 COMMANDS = {
     "attach": Command(_attach_parser, _attach),
     "fetch": Command(_fetch_parser, _fetch),
+    "keep": Command(_keep_parser, _keep),
 }
