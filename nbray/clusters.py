@@ -410,14 +410,18 @@ def start_cluster(
             if time.monotonic() > deadline:
                 raise NbrayError(f"the node in {directory} neither works nor ends; see {directory}/log")
             time.sleep(0.01)
-        shutil.rmtree(directory, ignore_errors=True)
-        private_directory(directory)
         root_of_spill = spill_root(settings)
         _remove_abandoned(root_of_spill)
         spill = os.path.join(
             root_of_spill, f"nbray-{os.getuid()}-{ids.content_id(directory.encode(), 4).hex()}"
         )
-        spill_lock = _own_spill(spill)
+        try:
+            shutil.rmtree(directory, ignore_errors=True)
+            private_directory(directory)
+            spill_lock = _own_spill(spill)
+        except OSError as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise NbrayError(f"the directories of the cluster cannot be made: {error}") from error
         paths = Paths(directory, spill)
         ready, told_ready = os.pipe()
         told = {

@@ -168,7 +168,14 @@ class NodeConfig:
 class NodeMachine:
     """One node: its connections and the parts that decide."""
 
-    def __init__(self, config: NodeConfig, gcs: GcsClient, now: float) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        gcs: GcsClient,
+        now: float,
+        reserve: Callable[[int, int], str] | None = None,
+    ) -> None:
+        """``reserve``: as for `ObjectTable`."""
         self.config = config
         self.gcs = gcs
         self.now = now
@@ -180,7 +187,11 @@ class NodeMachine:
         self._kinds: dict[bytes, Kind] = {}
         self._numbers = 0
         self.objects = ObjectTable(
-            Arena(config.store_limit, config.span), config.store_patience, config.inline_total, self.name_of
+            Arena(config.store_limit, config.span),
+            config.store_patience,
+            config.inline_total,
+            self.name_of,
+            reserve,
         )
         self.pool = WorkerPool(config.spares, config.worker_limit)
         self.scheduler = LocalScheduler(

@@ -174,7 +174,7 @@ class NodeServer:
             paths.node_socket,
         )
         self.gcs = GcsClient(registration)
-        self.machine = NodeMachine(config, self.gcs, time.monotonic())
+        self.machine = NodeMachine(config, self.gcs, time.monotonic(), self._reserve if portable else None)
         self.head: Connection | None = None
         self.head_pace = Backoff()
         self.head_pace.started(time.monotonic())
@@ -334,14 +334,7 @@ class NodeServer:
         """
         machine = self.machine
         while machine.dirty or machine.effects:
-            first = machine.objects.first
-            if first:
-                for change in first:
-                    if isinstance(change, Write):
-                        self.memory.write_view(change.offset, len(change.data))[:] = change.data
-                    else:
-                        self.memory.punch(change.ranges)
-                first.clear()
+            self._change_memory()
             dirty = machine.dirty
             if dirty:
                 machine.dirty = []
@@ -359,6 +352,28 @@ class NodeServer:
                 for effect in effects:
                     self._carry_out(effect)
                 machine.settle(time.monotonic())
+
+    def _change_memory(self) -> None:
+        """What has to be done before any process hears of what has been decided."""
+        first = self.machine.objects.first
+        for change in first:
+            if isinstance(change, Write):
+                self.memory.write_view(change.offset, len(change.data))[:] = change.data
+            else:
+                self.memory.punch(change.ranges)
+        first.clear()
+
+    def _reserve(self, offset: int, size: int) -> str:
+        """Take disk space for a block of the arena, where that is a file: a writer that finds none would be ended by SIGBUS. Why it cannot be had, or ""."""
+        self._change_memory()
+        try:
+            self.memory.reserve(offset, size)
+        except OSError as error:
+            return (
+                f"no room for {size / 1e6:.1f} MB in the object store, which is a file in {self.paths.spill} here (portable mode): {error.strerror}. "
+                f"{free_space(self.paths.spill)}. Free disk space, drop refs (del), or choose another disk with NBRAY_SPILL_DIR."
+            )
+        return ""
 
     def _grant(self, number: int, tokens: bytearray) -> None:
         link = self.links.get(number)
@@ -383,7 +398,6 @@ class NodeServer:
         elif kind is Spill:
             self.disk.spill(effect.object, effect.offset, effect.size)
         elif kind is Restore:
-            self.memory.reserve(effect.offset, effect.size)
             self.disk.restore(effect.object, effect.offset, effect.size)
         elif kind is DeleteSpilled:
             self.disk.delete(effect.object)
@@ -798,6 +812,15 @@ class NodeServer:
 def _reopen(pipe: int) -> int:
     """The same read end under a descriptor of its own: the worker's copy of the other is closed, this one stays."""
     return os.dup(pipe)
+
+
+def free_space(directory: str) -> str:
+    """Words for what is left on a disk."""
+    try:
+        disk = os.statvfs(directory)
+    except OSError as error:
+        return f"It cannot be looked at: {error.strerror}"
+    return f"It has {disk.f_bavail * disk.f_frsize / 1e6:.1f} MB free"
 
 
 def how_it_ended(status: int) -> str:

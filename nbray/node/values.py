@@ -467,9 +467,10 @@ class Values:
         tasks = [task for task in self.fetching.pop(entry.id, []) if not task.terminal]
         # They wait for it as for an object that is being made: it will be, or fail.
         entry.dependants = (entry.dependants or []) + tasks or None
+        self.node.tasks.lost(entry, entry.data.decode())
+        # Only now: those whose turn comes may need the same object, and must not wait for what is not on disk any more.
         for task in tasks:
             self.leave(task)
-        self.node.tasks.lost(entry, entry.data.decode())
 
     def _refused(self, entry: Object, error: bytes) -> None:
         """A spilled value finds no room in memory: who waits for it now is told; the value stays where it is."""

@@ -150,7 +150,8 @@ StoreEffect = Spill | Restore | DeleteSpilled | Punch | Granted | Refused
 
 class ObjectTable:
     """All objects of a node. ``patience``: seconds a request waits when nothing can be moved out of its way; ``inline_total``: bytes of small values
-    above which the oldest of them move into the arena; ``name_of``: a holder's name for people.
+    above which the oldest of them move into the arena; ``name_of``: a holder's name for people; ``reserve``: where memory has to be reserved before it is
+    written, reserves (offset, size) or says why it cannot.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class ObjectTable:
         patience: float = 10.0,
         inline_total: int = INLINE_TOTAL,
         name_of: Callable[[Holder], str] = str,
+        reserve: Callable[[int, int], str] | None = None,
     ) -> None:
         self.arena = arena
         self.patience = patience
@@ -168,6 +170,7 @@ class ObjectTable:
         self._outgrown = False
         """Whether some of them wait for room in the arena."""
         self._name_of = name_of
+        self._reserve_block = reserve
         self.objects: dict[bytes, Object] = {}
         self.effects: list[StoreEffect] = []
         self.first: list[Punch | Write] = []
@@ -292,7 +295,7 @@ class ObjectTable:
                 if block is None:
                     self._make_room(self.arena.limit // 4, urgent=False)
                     block = self.arena.allocate(len(data), 0)
-                if block is None:
+                if block is None or self._unreservable(block):
                     self._outgrown = True
                     return
                 self._punch()
@@ -470,6 +473,10 @@ class ObjectTable:
             self._punch()
             queue.popleft()
             entry = self.objects.get(request.object)
+            error = self._unreservable(block)
+            if error:
+                self._refuse(request, "DiskFullError", error)
+                continue
             if request.client < 0:
                 del self._wanted[request.object]
                 if entry is None or entry.state != SPILLED:
@@ -490,6 +497,30 @@ class ObjectTable:
                 entry.size = request.size
                 entry.state = CREATED
                 self.effects.append(Granted(request, block.offset, block.warm))
+
+    def _unreservable(self, block: Block) -> str:
+        """Why nobody may write to the block, which is free again then; empty: they may."""
+        if self._reserve_block is None:
+            return ""
+        self._punch()
+        if not self._reserve_block(block.offset, block.size):
+            return ""
+        # Memory that was used and is free still takes its place on the disk.
+        self.arena.cool(block.size)
+        self._punch()
+        if not (error := self._reserve_block(block.offset, block.size)):
+            return ""
+        self.arena.free(block)
+        return error
+
+    def _refuse(self, request: Request, error: str, text: str) -> None:
+        if request.client >= 0:
+            self.effects.append(Refused(request, error, text))
+            return
+        del self._wanted[request.object]
+        entry = self.objects.get(request.object)
+        if entry is not None:
+            self.refused.append((entry, error, text))
 
     def _punch(self) -> None:
         """Before anybody can write to a block: what is punched later than that may be in it."""
@@ -621,14 +652,7 @@ class ObjectTable:
             queue.popleft()
             self._head = None
             error = "DiskFullError" if self._disk_full else "StoreFullError"
-            text = self._full_text(request)
-            if request.client >= 0:
-                self.effects.append(Refused(request, error, text))
-            else:
-                del self._wanted[request.object]
-                entry = self.objects.get(request.object)
-                if entry is not None:
-                    self.refused.append((entry, error, text))
+            self._refuse(request, error, self._full_text(request))
             self._disk_full = ""
             self.serve()
 

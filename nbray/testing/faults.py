@@ -12,7 +12,8 @@ from nbray.testing.programs import Features
 class Plan:
     """The faults of one run; drawn from its seed. Times are seconds after the start.
 
-    ``busy``: how often a connection has too much to read for pushed results; ``forks``: whether processes that workers forked outlive them.
+    ``busy``: how often a connection has too much to read for pushed results; ``forks``: whether processes that workers forked outlive them;
+    ``portable``: whether the store takes its room from the disk.
     """
 
     random: Random
@@ -26,6 +27,7 @@ class Plan:
     busy: float = 0.0
     bad_disk: float = 0.0
     forks: bool = False
+    portable: bool = False
     disk_seconds: float = 0.001
 
     def latency(self) -> float:
@@ -83,6 +85,7 @@ def draw_plan(random: Random, features: Features) -> Plan:
     plan.disk_seconds = random.choice([0.001, 0.02])
     if random.random() < 0.15:
         plan.installs = sorted(random.uniform(0.002, span) for _ in range(random.randint(1, 2)))
+    plan.portable = random.random() < 0.3
     return plan
 
 

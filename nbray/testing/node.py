@@ -126,8 +126,9 @@ class SimNode:
         self.world = world
         self.plan = plan
         self.program = program
+        self.disk_full = False
         self.gcs = GcsClient(RegisterNode(GCS_PROTOCOL, config.node, 1, 1, config.cluster, config.resources))
-        self.machine = NodeMachine(config, self.gcs, world.now)
+        self.machine = NodeMachine(config, self.gcs, world.now, self._reserve if plan.portable else None)
         self.memory = bytearray(config.span)
         self.head = SimHead(world, self)
         self.checks = Checks(world, self)
@@ -135,7 +136,6 @@ class SimNode:
         self.workers: dict[int, Connection] = {}
         """By worker number, until their exit is reported."""
         self.files: dict[bytes, bytes] = {}
-        self.disk_full = False
         self.stopped = ""
         self.naming = Naming(world.seed)
         self.submitted: dict[bytes, int] = {}
@@ -400,6 +400,9 @@ class SimNode:
         connection = self.workers.get(number)
         if connection is not None and connection.client is not None and connection.client.alive:
             self.say(connection.number, [Largest([("data", "ndarray", 1 << 20)])])
+
+    def _reserve(self, _offset: int, _size: int) -> str:
+        return "No space left on device" if self.disk_full else ""
 
     def _queue_disk(self, call: Callable[[], None]) -> None:
         self._disk.append(call)
