@@ -1,6 +1,6 @@
 """The driver's world, as its tasks are to see it: what changes in it is noticed at the next submission (design section 3).
 
-Working directory, environment, ``sys.path``, what is installed, and the user's own modules (those that come neither with Python nor from an installed
+Working directory, environment, ``sys.path``, the libraries' options (`nbray.preferences`; looked at once per cell), what is installed, and the user's own modules (those that come neither with Python nor from an installed
 package) as this process has loaded them. A module's source is taken when it is first seen (in a notebook: after the cell that imports it) and again when it was reloaded: what is edited on disk and not reloaded
 is not what runs here, so it is not what runs in tasks.
 """
@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbray import ids
+from nbray.api import functions
 from nbray.installed import InstalledWatch
 from nbray.messages import World as WorldMessage
+from nbray.preferences import Collector
 from nbray.worker.world import Module, World, encode, standard_names
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class WorldWatch:
         """The ``__spec__`` in that trace: while it is kept, no other object has its identity."""
         self._found: list[Module] = []
         self._standard = b""
+        self._collector = Collector()
         self._epoch = -1
 
     def check(self) -> None:
@@ -115,6 +118,7 @@ class WorldWatch:
                 self._standard,
                 _main(main, directory),
                 self._runtime.namespace,
+                self._collector.collect(functions.pickle_alone),
             )
         )
         world = ids.content_id(blob, 8)

@@ -11,17 +11,21 @@ import functools
 import importlib
 import os
 import sys
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from nbray import preferences
 from nbray.api import context
 from nbray.errors import RuntimeEnvError
 from nbray.worker import adoption, modules, runtime_env
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
 
     from nbray.messages import Adopt
     from nbray.messages import World as WorldMessage
@@ -40,7 +44,8 @@ class World(msgspec.Struct, array_like=True):
     """What `nbray.api.world` found in the driver. File names and variables are bytes, because they need not be text.
 
     ``path``: its ``sys.path``, absolute. ``standard``: one bit for each of `standard_names` that it has loaded from the standard library.
-    ``main``: name and file of its ``__main__``. ``namespace``: where it looks for named actors.
+    ``main``: name and file of its ``__main__``. ``namespace``: where it looks for named actors. ``preferences``: by library, see
+    `nbray.preferences`.
     """
 
     directory: bytes
@@ -50,6 +55,7 @@ class World(msgspec.Struct, array_like=True):
     standard: bytes
     main: tuple[str, bytes]
     namespace: str = ""
+    preferences: dict[str, bytes] = msgspec.field(default_factory=dict)
 
 
 _decode = msgspec.msgpack.Decoder(World).decode
@@ -108,6 +114,46 @@ def _watch() -> None:
     os.fchdir = _noticed(os.fchdir)
 
 
+class _Arrivals:
+    """First on ``sys.meta_path``: a library whose options the notebook has set gets them when it has been imported."""
+
+    def __init__(self) -> None:
+        self._looking = False
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """As the import system asks for it: what the other finders find, with a loader that tells."""
+        if path is not None or self._looking or name not in preferences.LIBRARIES:
+            return None
+        self._looking = True
+        try:
+            for finder in sys.meta_path:
+                spec = finder.find_spec(name, path, target) if finder is not self else None
+                if spec is not None:
+                    return _telling(spec)
+        finally:
+            self._looking = False
+        return None
+
+    def invalidate_caches(self) -> None:
+        """Nothing is cached."""
+
+
+def _telling(spec: ModuleSpec) -> ModuleSpec:
+    loader: Any = spec.loader
+    load = getattr(loader, "exec_module", None)
+    if load is None or isinstance(loader, type):
+        return spec
+
+    def exec_module(module: ModuleType) -> None:
+        load(module)
+        preferences.of_this_worker.loaded(spec.name)
+
+    loader.exec_module = exec_module
+    return spec
+
+
 class Surroundings:
     """The world of this worker: takes on what the node sends, when the run that it is for begins, and restores it after each task."""
 
@@ -126,6 +172,8 @@ class Surroundings:
         self._known: set[bytes] = set()
         self._finder = modules.Finder(blobs)
         self._finder.install()
+        sys.meta_path.insert(0, _Arrivals())
+        self._zone = os.environb.get(b"TZ")
         self.main = modules.Main()
         sys.modules["__main__"] = self.main
         builtins.input = _no_input
@@ -179,6 +227,7 @@ class Surroundings:
         self._take_on_environment()
         self._set_up()
         self.restore()
+        preferences.of_this_worker.take_on(world.preferences)
         return unloaded
 
     def extend(self, message: WorldMessage) -> None:
@@ -202,11 +251,15 @@ class Surroundings:
         """Put directory and environment back to what the world says."""
         global _touched
         environ = os.environb
+        zone = environ.get(b"TZ")
         for name in [name for name in environ if name not in self._environment]:
             del environ[name]
         for name, value in self._environment.items():
             if environ.get(name) != value:
                 environ[name] = value
+        if not zone == self._zone == environ.get(b"TZ"):
+            self._zone = environ.get(b"TZ")
+            time.tzset()
         if self._world is not None:
             directory: bytes | str = self._world.directory
             if self._asked is not None and self._asked.working_dir and not self.problem:
