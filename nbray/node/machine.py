@@ -154,6 +154,7 @@ class NodeConfig:
     ttl: float = 1800.0
     pid: int = 0
     socket: str = ""
+    log: str = ""
     spares: int = 2
     worker_limit: int = 512
     inline_limit: int = INLINE_LIMIT
@@ -391,7 +392,7 @@ class NodeMachine:
             if self._failed_starts >= STARTS:
                 self.tasks.no_worker(
                     f"{self._failed_starts} worker processes in a row ended before they could run anything; the last one {how}. "
-                    f"Their last words are in {self.config.details.get('log', 'the log')}; nbray doctor tells about this installation"
+                    f"Their last words are in {self.config.log or 'the log of the node'}; nbray doctor tells about this installation"
                 )
         if worker.actor:
             self.actors.worker_lost(worker, how)

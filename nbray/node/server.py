@@ -578,12 +578,12 @@ class NodeServer:
             if kind == "forked" and link is not None:
                 link.pid = pid
             elif kind == "exited" and link is not None:
-                self._worker_exited(number, link, status)
+                self._worker_exited(number, link, how_it_ended(status))
             elif kind == "gone":
                 self._zygote_died(zygote)
                 return
 
-    def _worker_exited(self, number: int, link: WorkerLink, status: int) -> None:
+    def _worker_exited(self, number: int, link: WorkerLink, how: str) -> None:
         """Read what it had said before, then tell the machine."""
         connection = self.connections.pop(link.connection, None)
         peer = self.machine.peers.get(link.connection)
@@ -610,11 +610,9 @@ class NodeServer:
         if peer is not None and peer.worker is not None:
             self.fork_pace.fine()
         else:
-            log.warning(
-                "a worker (pid %s) has ended before it said hello: it %s", link.pid, how_it_ended(status)
-            )
+            log.warning("a worker (pid %s) has ended before it said hello: it %s", link.pid, how)
             self.fork_at = self.fork_pace.ended(now)
-        self.machine.worker_exited(number, how_it_ended(status), unread, now)
+        self.machine.worker_exited(number, how, unread, now)
 
     def _zygote_died(self, zygote: socket.socket) -> None:
         self.unwatch(zygote.fileno())
@@ -630,7 +628,7 @@ class NodeServer:
             else:
                 self.next_tick = min(self.next_tick, self.zygote_at)
         for number, link in links:
-            self._worker_exited(number, link, signal.SIGKILL)
+            self._worker_exited(number, link, "ended with the zygote that it was forked from")
 
     def _read_tokens(self, link: WorkerLink) -> list[int]:
         tokens: list[int] = []
@@ -858,6 +856,7 @@ def main() -> None:
         ttl=told["ttl"],
         pid=os.getpid(),
         socket=paths.node_socket,
+        log=told["log"],
         spares=told["spares"],
         store_patience=told["store_patience"],
         data=told["data"],
