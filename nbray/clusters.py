@@ -7,21 +7,19 @@ crashed run is told from a live one without trusting pids. There is one default 
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self
 
 from nbray import config as configuration
 from nbray import ids, platform
@@ -40,8 +38,7 @@ PROBE_BYTES = 64 << 10
 MIN_STORE = 16 << 20
 
 
-@dataclass(frozen=True)
-class Paths:
+class Paths(NamedTuple):
     """Where the files of one cluster lie. ``spill``: on a local disk; everything else below ``directory``."""
 
     directory: str
@@ -71,6 +68,8 @@ class Paths:
 
     def keep_log(self) -> None:
         """The node fails: keep its log."""
+        import shutil
+
         try:
             shutil.copyfile(self.log, self.last_log)
         except OSError:
@@ -100,7 +99,7 @@ class Paths:
             "name": told["name"],
             "pid": pid,
             "node": told["node"],
-            "paths": asdict(self),
+            "paths": self._asdict(),
             "resources": told["resources"],
             "store_limit": told["store_limit"],
             "created": time.time(),
@@ -122,11 +121,10 @@ class Paths:
                 os.rename(path, aside)
             except OSError:
                 aside = path
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove_tree(aside)
 
 
-@dataclass(frozen=True)
-class ClusterRecord:
+class ClusterRecord(NamedTuple):
     """A cluster as its discovery file tells. ``alive``: its node holds the lock."""
 
     name: str
@@ -138,7 +136,7 @@ class ClusterRecord:
     created: float
     python: str
     alive: bool
-    details: dict[str, str] = field(default_factory=dict)
+    details: dict[str, str]
 
 
 # -- directories
@@ -234,7 +232,7 @@ def _own_spill(path: str) -> int:
     """Make a cluster's spill directory anew; the descriptor of the lock that says that it is in use."""
     lock = os.path.join(path, OWN_FILE)
     while True:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove_tree(path)
         private_directory(path)
         fd = -1
         try:
@@ -272,7 +270,7 @@ def _remove_abandoned(root: str) -> None:
 def _remove_if_abandoned(path: str, modified: float) -> None:
     _, ending, pid = path.rpartition(ENDING)
     if ending and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-        shutil.rmtree(path, ignore_errors=True)
+        _remove_tree(path)
         return
     try:
         fd = os.open(os.path.join(path, OWN_FILE), os.O_RDWR | os.O_CLOEXEC)
@@ -284,16 +282,30 @@ def _remove_if_abandoned(path: str, modified: float) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         aside = f"{path}{ENDING}{os.getpid()}"
         os.rename(path, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove_tree(aside)
     finally:
         os.close(fd)
 
 
 def _probe(directory: str) -> None:
     """Raises OSError when nothing can be written there: no permission, read-only, full."""
-    with tempfile.TemporaryFile(dir=directory) as probe:
-        probe.write(b"x" * PROBE_BYTES)
-        probe.flush()
+    path = os.path.join(directory, f".nbray-probe-{os.urandom(8).hex()}")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.unlink(path)
+        data = memoryview(bytes(PROBE_BYTES))
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+
+
+def _remove_tree(path: str) -> None:
+    """Remove a directory and what is in it, as far as that can be done."""
+    if os.path.lexists(path):
+        import shutil
+
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def directory_name(name: str) -> str:
@@ -306,11 +318,17 @@ def directory_name(name: str) -> str:
 
 
 def _records(root: str) -> Iterator[ClusterRecord]:
-    for entry in sorted(Path(root).glob("*/cluster.json")):
+    try:
+        names = sorted(os.listdir(root))
+    except OSError:
+        return
+    for name in names:
+        directory = os.path.join(root, name)
         try:
-            told = json.loads(entry.read_text())
+            with open(os.path.join(directory, "cluster.json")) as file:
+                told = json.load(file)
             # Where the file lies counts, not what it says: a directory that is being removed has another name by now.
-            paths = Paths(str(entry.parent), told["paths"]["spill"])
+            paths = Paths(directory, told["paths"]["spill"])
             alive = (
                 ENDING not in paths.directory
                 and told["boot"] == platform.boot_id()
@@ -359,8 +377,8 @@ def _remove_stale(root: str) -> None:
         if not record.alive and not _is_running(record):
             # Only where the spill directory is the cluster's own; the file may be anybody's invention.
             if os.path.basename(record.paths.spill).startswith(f"nbray-{os.getuid()}-"):
-                shutil.rmtree(record.paths.spill, ignore_errors=True)
-            shutil.rmtree(record.paths.directory, ignore_errors=True)
+                _remove_tree(record.paths.spill)
+            _remove_tree(record.paths.directory)
 
 
 def _is_running(record: ClusterRecord) -> bool:
@@ -392,21 +410,24 @@ def start_cluster(
     memory_limit: int,
     settings: Settings,
     spares: int,
-) -> ClusterRecord:
-    """Start a node (and with it head and zygote) and wait until it listens.
+    meanwhile: Callable[[], None],
+) -> tuple[ClusterRecord, bool]:
+    """Start a node (and with it head and zygote) and wait until it listens; call ``meanwhile`` before waiting. False: somebody else has just started it.
 
     Raises NbrayError with the end of its log when it does not come up.
     """
     root = runtime_root(settings)
     directory = os.path.join(root, directory_name(name))
     deadline = time.monotonic() + STOP_SECONDS
-    with _Starting(root):
+    with _Starting(root), _InterruptsLater() as interrupts:
         known = find_cluster(name, settings)
         if known is not None:
-            return known
+            return known, False
         _remove_stale(root)
         while _locked(directory):
             # One that ends has no record any more, but is not gone yet.
+            if interrupts.held:
+                interrupts.deliver()
             if time.monotonic() > deadline:
                 raise NbrayError(f"the node in {directory} neither works nor ends; see {directory}/log")
             time.sleep(0.01)
@@ -416,11 +437,11 @@ def start_cluster(
             root_of_spill, f"nbray-{os.getuid()}-{ids.content_id(directory.encode(), 4).hex()}"
         )
         try:
-            shutil.rmtree(directory, ignore_errors=True)
+            _remove_tree(directory)
             private_directory(directory)
             spill_lock = _own_spill(spill)
         except OSError as error:
-            shutil.rmtree(directory, ignore_errors=True)
+            _remove_tree(directory)
             raise NbrayError(f"the directories of the cluster cannot be made: {error}") from error
         paths = Paths(directory, spill)
         ready, told_ready = os.pipe()
@@ -429,7 +450,7 @@ def start_cluster(
             "spill_fd": spill_lock,
             "log": paths.log,
             "log_level": settings.log,
-            "paths": asdict(paths),
+            "paths": paths._asdict(),
             "node": ids.content_id(cluster + b"node", 8).hex(),
             "name": name,
             "cluster": cluster.hex(),
@@ -448,7 +469,7 @@ def start_cluster(
         try:
             with open(paths.log, "ab") as log:
                 process = subprocess.Popen(
-                    python_command("nbray.node.server", json.dumps(told)),
+                    python_command("nbray.node.start", json.dumps(told)),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -466,6 +487,8 @@ def start_cluster(
             os.close(spill_lock)
         came = False
         try:
+            meanwhile()
+            interrupts.deliver()
             came = _await_byte(ready, START_SECONDS)
         finally:
             # Also after Ctrl-C: a node that nobody has waited for would live on until its time is over.
@@ -473,7 +496,8 @@ def start_cluster(
             if not came:
                 process.kill()
                 process.wait()
-                tail = Path(paths.log).read_text(errors="replace")[-2000:]
+                with open(paths.log, errors="replace") as log:
+                    tail = log.read()[-2000:]
                 paths.remove()
         if not came:
             raise NbrayError(f"the node process did not start; the end of its log:\n{tail}")
@@ -481,7 +505,7 @@ def start_cluster(
     record = find_cluster(name, settings)
     if record is None:
         raise NbrayError(f"the node process ended right after its start; see {paths.log}")
-    return record
+    return record, True
 
 
 _children: list[subprocess.Popen[bytes]] = []
@@ -494,34 +518,62 @@ def reap() -> None:
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
-    """Run a module of nbray in a fresh interpreter that imports nothing from the working directory or the user's paths.
+    """Run the ``main`` of a module of nbray in a fresh interpreter that imports nothing from the working directory or the user's paths.
 
     ``-P`` keeps a ``token.py`` beside the notebook from shadowing the standard library; the directory of nbray itself is added last.
     """
-    here = str(Path(__file__).resolve().parent.parent)
+    here = _home_of("nbray")
     extra = [here]
-    msgspec_home = _home_of("msgspec")
-    if msgspec_home and msgspec_home != here:
+    if (msgspec_home := _home_of("msgspec")) not in ("", here):
         extra.append(msgspec_home)
     code = (
         # Another nbray may be installed where this interpreter looks first: the daemons must be of the caller's.
         f"import sys; sys.path.insert(0, {here!r}); import nbray; del sys.path[0]; "
         f"sys.path.extend(p for p in {extra!r} if p not in sys.path); "
-        f"import runpy; sys.argv[0] = {module!r}; runpy.run_module({module!r}, run_name='__main__', alter_sys=False)"
+        f"from {module} import main; sys.exit(main(sys.argv[1:]))"
     )
     return [sys.executable, "-P", "-c", code, *arguments]
 
 
 def _home_of(package: str) -> str:
-    module = sys.modules.get(package)
-    file = getattr(module, "__file__", None)
-    return str(Path(file).resolve().parent.parent) if file else ""
+    """The directory that a package is imported from; found, not imported, where it is not yet."""
+    module = sys.modules.get(package) or importlib.util.find_spec(package)
+    file = getattr(module, "__file__", None) or getattr(module, "origin", None)
+    return os.path.dirname(os.path.dirname(os.path.realpath(file))) if file else ""
 
 
 def _await_byte(fd: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(int(seconds * 1000))) and bool(os.read(fd, 1))
+
+
+class _InterruptsLater:
+    """Between `__enter__` and `deliver` or the end, an interrupt of the main thread waits: nobody would know of a node that has just been started,
+    and not every extension module survives one in the middle of its import.
+    """
+
+    def __init__(self) -> None:
+        self.held: list[Any] = []
+        self._handler: Any = None
+
+    def __enter__(self) -> Self:
+        handler = signal.getsignal(signal.SIGINT)
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, lambda *told: self.held.append(told))
+            self._handler = handler
+        return self
+
+    def deliver(self) -> None:
+        """Raises KeyboardInterrupt if one has come, and from now on."""
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+            if self.held:
+                handler(*self.held.pop())
+
+    def __exit__(self, *_: object) -> None:
+        self.deliver()
 
 
 class _Starting:

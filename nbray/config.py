@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 INLINE_LIMIT = 16 * 1024
 """Bytes up to which values travel in messages and live in the node's table; larger ones go to the arena (protocol section 10)."""
@@ -54,8 +54,7 @@ IDLE_PIN = 0.1
 """Seconds after which a process gives back pins that no view uses."""
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The environment's settings, with defaults."""
 
     ttl: float = 1800.0

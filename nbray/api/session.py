@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import atexit
-import difflib
-import inspect
 import json
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbray import clusters, ids, platform
 from nbray import config as configuration
-from nbray.api import context, readonly
-from nbray.api.world import WorldWatch
+from nbray.api import context
 from nbray.clusters import MIN_STORE, ClusterRecord
-from nbray.engine.local import LocalEngine
 from nbray.errors import NbrayError, NodeDiedError
-from nbray.messages import DRIVER, OBSERVER, PROTOCOL, Hello, Output
 from nbray.scheduler.resources import CPU, GPU, MEMORY, UNIT, readable, units
+
+if TYPE_CHECKING:
+    from nbray.engine.local import LocalEngine
+    from nbray.messages import Output
 
 STORE_SHARE = 0.3
 """Share of the memory that the object store may take (design section 3)."""
@@ -113,11 +112,13 @@ def init(
             raise ConnectionError(
                 f"no cluster {wanted or 'default'!r} runs here (running: {alive}); nbray.init() without address starts one"
             )
-        started = record is None
+        started = False
         if record is None:
-            record = _start(wanted or settings.cluster or "default", asked, seed, settings)
-        elif asked:
+            record, started = _start(wanted or settings.cluster or "default", asked, seed, settings)
+        if asked and not started:
             _compare(record, asked)
+        from nbray.messages import DRIVER
+
         try:
             engine = connect(
                 record, DRIVER, session or f"process-{os.getpid()}", label, namespace or "", keep
@@ -137,6 +138,9 @@ def init(
     runtime = context.Runtime(
         engine, namespace=namespace or session or f"process-{os.getpid()}-{engine.welcome.job}"
     )
+    from nbray.api import readonly
+    from nbray.api.world import WorldWatch
+
     watch = WorldWatch(engine, runtime)
     engine.before_submit = watch.check
     global _keep, _decide, _registered
@@ -153,6 +157,9 @@ def init(
 
 def _check_arguments(unknown: dict[str, Any], resources: Any, seed: Any, texts: dict[str, Any]) -> None:
     if unknown:
+        import difflib
+        import inspect
+
         given = next(iter(unknown))
         valid = [name for name in inspect.signature(init).parameters if name != "unknown"]
         close = difflib.get_close_matches(given, valid, n=1, cutoff=0.6)
@@ -194,7 +201,7 @@ def _asked(num_cpus: Any, num_gpus: Any, resources: Mapping[str, Any] | None, st
 
 def _start(
     name: str, asked: dict[str, float], seed: int | None, settings: configuration.Settings
-) -> ClusterRecord:
+) -> tuple[ClusterRecord, bool]:
     cpus = asked.get("num_cpus", platform.available_cpus(settings.cpu_limit or None, settings.cgroup_root))
     memory = platform.available_memory(settings.memory_limit or None, settings.cgroup_root)
     gpus = asked.get("num_gpus", _visible_gpus(settings.cuda_devices))
@@ -215,8 +222,20 @@ def _start(
     details = {"python": sys.version.split()[0], "seed": "" if seed is None else str(seed)}
     return clusters.start_cluster(
         name, amounts, store, cluster=cluster, details=details, memory_limit=settings.memory_limit, settings=settings,
-        spares=max(1, min(int(cpus), MAX_SPARES)),
+        spares=max(1, min(int(cpus), MAX_SPARES)), meanwhile=_import_the_rest,
     )  # fmt: skip
+
+
+def _import_the_rest() -> None:
+    """What this process needs to use a cluster, imported while the cluster starts."""
+    import nbray.api.readonly
+    import nbray.api.remote
+    import nbray.api.verbs
+    import nbray.api.world
+    import nbray.engine.local
+    import nbray.store.classes
+
+    _ = nbray
 
 
 def _visible_gpus(chosen: str | None) -> int:
@@ -252,13 +271,16 @@ def _compare(record: ClusterRecord, asked: dict[str, float]) -> None:
 
 def connect(
     record: ClusterRecord,
-    role: str = OBSERVER,
+    role: str = "",
     session: str = "",
     label: str = "",
     namespace: str = "",
     keep: bool = False,
 ) -> LocalEngine:
-    """A connection to a cluster's node. Raises NodeDiedError when the node does not answer."""
+    """A connection to a cluster's node, an observer's unless ``role`` says another. Raises NodeDiedError when the node does not answer."""
+    from nbray.engine.local import LocalEngine
+    from nbray.messages import OBSERVER, PROTOCOL, Hello
+
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     fds: list[int] = []
     try:
@@ -268,7 +290,7 @@ def connect(
         if not fds:
             raise ConnectionError("it closed the connection")
         engine = LocalEngine(
-            sock, fds[0], Hello(PROTOCOL, role, os.getpid(), session, 0, keep, label, namespace)
+            sock, fds[0], Hello(PROTOCOL, role or OBSERVER, os.getpid(), session, 0, keep, label, namespace)
         )
     except BaseException as error:
         sock.close()
@@ -366,7 +388,7 @@ def _is_connected(runtime: context.Runtime) -> bool:
 
 def _record_of(details: Mapping[str, Any]) -> ClusterRecord:
     paths = clusters.Paths(details["directory"], details["spill"])
-    return ClusterRecord(details["name"], int(details["node_pid"]), "", paths, {}, 0, 0.0, "", True)
+    return ClusterRecord(details["name"], int(details["node_pid"]), "", paths, {}, 0, 0.0, "", True, {})
 
 
 def is_initialized() -> bool:

@@ -12,14 +12,10 @@ import signal
 import socket
 import subprocess
 import time
-from typing import TYPE_CHECKING
 
 from nbray import config, platform
 from nbray.clusters import Paths, python_command
 from nbray.worker.zygote_protocol import MESSAGE, decode, encode_fork, encode_retire, encode_signal
-
-if TYPE_CHECKING:
-    from nbray.node.machine import NodeConfig
 
 END_SECONDS = 2.0
 """Seconds that head and zygote have for ending by themselves."""
@@ -28,10 +24,13 @@ END_SECONDS = 2.0
 class Children:
     """The head and the zygote of a node."""
 
-    def __init__(self, paths: Paths, arena: int, config: NodeConfig) -> None:
+    def __init__(self, paths: Paths, arena: int, span: int, node: str, cluster: bytes) -> None:
+        """``arena``: descriptor of the store's memory, ``span`` bytes; ``node``, ``cluster``: ids."""
         self._paths = paths
         self._arena = arena
-        self._config = config
+        self._span = span
+        self._node = node
+        self._cluster = cluster
         self._life_read, self._life_write = platform.pipe(blocking=True)
         self._retired: dict[socket.socket, subprocess.Popen[bytes]] = {}
         """Zygotes of before an installation, which end with their last worker."""
@@ -48,13 +47,13 @@ class Children:
         told = {
             "socket": theirs.fileno(),
             "arena": self._arena,
-            "span": self._config.span,
-            "cluster": self._config.cluster.hex(),
-            "node": self._config.node,
+            "span": self._span,
+            "cluster": self._cluster.hex(),
+            "node": self._node,
             "log": self._paths.log,
         }
         # With the same hashes of text in all workers, also of another zygote or of a later run with the same seed, sets have the same order.
-        hashes = str(int.from_bytes(self._config.cluster[:4], "little"))
+        hashes = str(int.from_bytes(self._cluster[:4], "little"))
         self.zygote_process = self._spawn(
             python_command("nbray.worker.zygote", json.dumps(told)),
             [theirs.fileno(), self._arena],

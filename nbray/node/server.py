@@ -8,13 +8,11 @@ from __future__ import annotations
 import codecs
 import errno
 import gc
-import json
 import logging
 import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,7 +25,6 @@ from nbray.flow import Bucket
 from nbray.gcs.client import GcsClient
 from nbray.gcs.messages import PROTOCOL as GCS_PROTOCOL
 from nbray.gcs.messages import HeadToNode, RegisterNode
-from nbray.installed import modified, package_directories
 from nbray.logs import LogFile
 from nbray.messages import DRIVER, ClientToNode
 from nbray.node.children import Children
@@ -136,7 +133,15 @@ class NodeServer:
     """Runs one node until it is told to stop."""
 
     def __init__(
-        self, config: NodeConfig, paths: Paths, *, memory_limit: int, limits_root: str, portable: bool
+        self,
+        config: NodeConfig,
+        paths: Paths,
+        memory: SharedMemory,
+        children: Children,
+        *,
+        memory_limit: int,
+        limits_root: str,
+        portable: bool,
     ) -> None:
         self.config = config
         self.paths = paths
@@ -160,8 +165,8 @@ class NodeServer:
         self.zygote_pace.started(time.monotonic())
         self.numbers = 0
         self.stop_reason = ""
-        self.memory = SharedMemory.create(config.span, portable=portable, directory=paths.spill)
-        self.children = Children(paths, self.memory.fd, config)
+        self.memory = memory
+        self.children = children
         self.listener = self._listen()
         incarnation = time.time_ns()
         registration = RegisterNode(
@@ -834,17 +839,19 @@ def how_it_ended(status: int) -> str:
     return f"left with exit status {os.WEXITSTATUS(status)}"
 
 
-def main() -> None:
-    """Entry point: ``python -P -m nbray.node.server``, told what it is by a JSON object in argv[1]."""
-    told = json.loads(sys.argv[1])
+def serve(
+    told: dict[str, Any],
+    paths: Paths,
+    memory: SharedMemory,
+    children: Children,
+    packages: list[str],
+    installed: int,
+) -> None:
+    """Be the node that the driver has ``told`` of, until it ends. ``packages``: where its own packages are; ``installed``: when the last was."""
     ready = int(told["ready_fd"])
-    # Kept open as long as this process lives: it locks the spill directory.
-    os.set_inheritable(told["spill_fd"], False)
     logging.basicConfig(
         filename=told["log"], level=told["log_level"], format="%(asctime)s %(name)s %(levelname)s %(message)s"
     )
-    paths = Paths(**told["paths"])
-    packages = package_directories(sys.path)
     config = NodeConfig(
         node=told["node"],
         name=told["name"],
@@ -860,13 +867,13 @@ def main() -> None:
         spares=told["spares"],
         store_patience=told["store_patience"],
         data=told["data"],
-        installed=modified(packages),
+        installed=installed,
     )
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    lock = paths.lock()
     server = NodeServer(
         config,
         paths,
+        memory,
+        children,
         memory_limit=told["memory_limit"],
         limits_root=told["limits_root"],
         portable=told["portable"],
@@ -892,8 +899,3 @@ def main() -> None:
     finally:
         log.info("the node ends: %s", server.stop_reason)
         server.close()
-        os.close(lock)
-
-
-if __name__ == "__main__":
-    main()

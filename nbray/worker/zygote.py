@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from nbray import platform
@@ -212,10 +213,10 @@ def _signal(pid: int, number: int, group: bool) -> None:
         return
 
 
-def main() -> None:
-    """Entry point: ``python -P -m nbray.worker.zygote``, told what it is by a JSON object in argv[1]."""
+def main(argv: Sequence[str]) -> None:
+    """Be a zygote, told what it is by a JSON object in ``argv[0]``."""
     gc.disable()
-    told = json.loads(sys.argv[1])
+    told = json.loads(argv[0])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     platform.set_process_title("nbray zygote")
     platform.adopt_orphans()
@@ -223,7 +224,3 @@ def main() -> None:
     zygote = Zygote(told)
     gc.freeze()
     zygote.run()
-
-
-if __name__ == "__main__":
-    main()
