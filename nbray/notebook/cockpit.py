@@ -7,7 +7,7 @@ import hashlib
 import secrets
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nbray import config
 from nbray.api import context, functions, session, world
@@ -20,6 +20,10 @@ from nbray.notebook.late import LateNames
 from nbray.notebook.lineage import Trace
 from nbray.notebook.names import HeldNames
 from nbray.notebook.output import Router
+from nbray.notebook.status import Status
+
+if TYPE_CHECKING:
+    from nbray.notebook.over_items import OverItems
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,12 @@ class Cockpit:
         self.router = Router(shell, plain=self.static, headless=not lifecycle.may_come_back(shell))
         self.trace = Trace(shell, self.say, config.settings().stale_hints)
         self.names = HeldNames(shell.user_ns, self.trace)
-        self.followers: list[Follower] = [self.trace, self.names]
+        self.status = Status(self)
+        self.followers: list[Follower] = [self.trace, self.names, self.status]
         self.interrupts = Interrupts(shell, self.say)
         self.late = LateNames(self)
+        self.over_items: list[OverItems] = []
+        """The last cells that ran once per item."""
         self.names.late = self.late
         self._kernel = secrets.token_hex(4)
         self.told_changed: set[str] = set()
@@ -83,6 +90,7 @@ class Cockpit:
         self.shell.events.unregister("post_run_cell", self.after_cell)
         self.late.unload()
         self.trace.unload()
+        self.status.close()
         if self.shell.__dict__.get("showtraceback") == self._show_error:
             del self.shell.showtraceback
         context.on_install.remove(self.attach)
@@ -104,6 +112,7 @@ class Cockpit:
             engine: Any = runtime.engine
             engine.set_origin(self.cell.label)
         self.trace.began()
+        self.status.begin(self.cell)
         self.late.look()
 
     def after_cell(self, result: Any) -> None:
@@ -111,6 +120,8 @@ class Cockpit:
         what functions captured and it has rebound is let go.
         """
         self.interrupts.end(self.cell.label, result)
+        self.router.flush(self.cell.label)
+        self.status.end(failed=not result.success)
         self.router.flush(self.cell.label, ended=True)
         self.late.look()
         world.note_modules()
@@ -140,6 +151,7 @@ class Cockpit:
             engine.on_output = self._on_output
         engine.set_origin(self.cell.label)
         self.names.connected(engine)
+        self.status.connected()
         session.decide_exit(functools.partial(lifecycle.stop_at_exit, self.shell))
         if not lifecycle.may_come_back(self.shell):
             # nbval and others end their kernels by SIGKILL.

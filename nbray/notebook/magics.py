@@ -34,7 +34,8 @@ class NbrayMagics(Magics):
         __tracebackhide__ = True
         with _usage():
             if cell is not None:
-                return self._cells.run(cell, options.read(self._parser.read(arguments.split(line))))
+                words = options.split_cell_line(line, self._parser)
+                return self._cells.run(cell, options.read(self._parser.read(words)))
             words, expression = options.split_line(line, self._line_parser)
             given = options.read(self._line_parser.read(words))
             if not expression:
@@ -56,6 +57,8 @@ class NbrayMagics(Magics):
             with _usage():
                 return command.run(self.cockpit, given)
         except (NbrayError, RuntimeError, ValueError) as error:
+            if hasattr(error, "_render_traceback_"):
+                raise  # It knows how it wants to be shown.
             raise failing.briefly(error) from None
 
 

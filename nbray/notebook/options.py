@@ -144,6 +144,20 @@ def _add_flags(made: Parser) -> None:
     made.kinds["also"] = "variables"
 
 
+def split_cell_line(line: str, made: Parser) -> list[str]:
+    """The words of ``%%remote``'s line; what follows ``--map`` is Python, up to the next flag, and keeps its quotes."""
+    if "--map" not in line:
+        return arguments.split(line)
+    flags = "|".join(re.escape(flag) for flag in sorted(made.flags(), key=len, reverse=True))
+    match = re.search(rf"(?:^|\s)--map[\s=]+(.*?)\s*(?=\s(?:{flags})(?:[\s=]|$)|$)", line)
+    if match is None:
+        return arguments.split(line)
+    python = match[1].strip()
+    if len(python) > 1 and python[0] == python[-1] and python[0] in "'\"":
+        python = python[1:-1]
+    return [*arguments.split(line[: match.start()]), *arguments.split(line[match.end() :]), f"--map={python}"]
+
+
 def split_line(line: str, made: Parser) -> tuple[list[str], str]:
     """The words of the flags at the start of a line, and the expression after them."""
     arguments_of = {flag: action.nargs for action in made._actions for flag in action.option_strings}

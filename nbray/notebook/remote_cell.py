@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbray.api import context
@@ -60,7 +60,7 @@ class RemoteCells:
     def __init__(self, shell: Any, cockpit: Cockpit) -> None:
         self._ip = shell
         self.cockpit = cockpit
-        self._runner: RemoteFunction[Any, Any] | None = None
+        self._remote: dict[Callable[..., Any], RemoteFunction[Any, Any]] = {}
 
     def run(self, cell: str, options: CellOptions) -> Any:
         """Run ``cell`` (as the notebook has it); its last value. Raises what it raises; BadUsageError for names that are none."""
@@ -70,6 +70,10 @@ class RemoteCells:
             return None
         if options.local:
             return self._run_here(cell)
+        if options.over is not None:
+            from nbray.notebook import over_items
+
+            return over_items.run(self, cell, options)
         run = self.prepare(cell, options)
         try:
             if options.background:
@@ -93,7 +97,7 @@ class RemoteCells:
         from nbray.notebook.local import run
 
         __tracebackhide__ = True
-        source, filename = self._placed(cell)
+        source, filename = self.placed(cell)
         shell = self._ip
         names = self.cockpit.late
         if len(names):
@@ -105,9 +109,18 @@ class RemoteCells:
 
     # -- before it runs
 
-    def prepare(self, cell: str, options: CellOptions) -> Run:
-        """Analyse a cell and pack what it reads; the cluster is there afterwards. Raises SyntaxError, SerializationError, NameError."""
-        prepared, inputs = self._prepared(cell, options)
+    def prepare(
+        self,
+        cell: str,
+        options: CellOptions,
+        given: Sequence[str] = (),
+        placed: tuple[str, str] | None = None,
+    ) -> Run:
+        """Analyse a cell and pack what it reads, but for names that are ``given`` to it otherwise; the cluster is there afterwards.
+
+        ``placed``: what `placed` has said of it. Raises SyntaxError, SerializationError, NameError.
+        """
+        prepared, inputs = self._prepared(cell, options, given, placed)
         self._connect(options)
         try:
             prepared.settle()
@@ -135,15 +148,21 @@ class RemoteCells:
                     f"{card.text.splitlines()[0]} for this cell (%cluster status, %cluster stop)"
                 )
 
-    def _prepared(self, cell: str, options: CellOptions) -> tuple[Prepared, list[Promise]]:
+    def _prepared(
+        self,
+        cell: str,
+        options: CellOptions,
+        given: Sequence[str] = (),
+        placed: tuple[str, str] | None = None,
+    ) -> tuple[Prepared, list[Promise]]:
         from nbray.notebook import transfer
         from nbray.notebook.capture import is_silenced
         from nbray.notebook.cell import prepare
 
         shell = self._ip
-        source, filename = self._placed(cell)
+        source, filename = placed or self.placed(cell)
         try:
-            inputs, also = self._late_inputs(source, options)
+            inputs, also = self._late_inputs(source, options, given)
             prepared = prepare(
                 source,
                 filename,
@@ -156,6 +175,7 @@ class RemoteCells:
                 carried=transfer.carried_types(),
                 apart=True,
                 strict=not options.dry_run,
+                given=given,
             )
         except SyntaxError as error:
             failing.shown_as(error, shell.SyntaxTB.structured_traceback(type(error), error, []))
@@ -171,21 +191,24 @@ class RemoteCells:
         prepared.task.shows = options.background
         return prepared, inputs
 
-    def _late_inputs(self, source: str, options: CellOptions) -> tuple[list[Promise], list[str]]:
+    def _late_inputs(
+        self, source: str, options: CellOptions, given: Sequence[str]
+    ) -> tuple[list[Promise], list[str]]:
         """The cells in the background that make what this one reads, and the names to send that its analysis does not see."""
         late = self.cockpit.late
         if not len(late):
             return [], list(options.also)
         from nbray.notebook.capture import analyse
 
-        inputs = late.inputs(late.read_by([*options.also, *analyse(source).reads]))
+        reads = [name for name in analyse(source).reads if name not in given]
+        inputs = late.inputs(late.read_by([*options.also, *reads]))
         also = dict.fromkeys(name for name in options.also if name not in late)
         for promise in inputs:
             # Functions that it makes will look for these names here.
             also.update(dict.fromkeys(name for name in promise.read_later() if name in self._ip.user_ns))
         return inputs, list(also)
 
-    def _placed(self, cell: str) -> tuple[str, str]:
+    def placed(self, cell: str) -> tuple[str, str]:
         """The cell as plain Python, with as many empty lines before it as there are in the notebook, and its file's name."""
         compiler, number = self._ip.compile, self.cockpit.cell.number
         whole = self.cockpit.cell.source
@@ -205,22 +228,24 @@ class RemoteCells:
 
     def submit(self, run: Run) -> None:
         """Send it. Raises UnschedulableError and the like."""
+        from nbray.notebook.runner import run_cell
+
         self.cockpit.router.own(run.cell.label, run.name)
         run.began = time.monotonic()
-        run.ref = self._remote_function(run).remote(
+        run.ref = self.remote_function(run, run_cell).remote(
             run.prepared.task, *[promise.ref for promise in run.inputs], *run.prepared.stored
         )
         run.state = "running"
         for follower in self.cockpit.followers:
             follower.submitted(run)
 
-    def _remote_function(self, run: Run) -> RemoteFunction[Any, Any]:
-        if self._runner is None:
+    def remote_function(self, run: Run, function: Callable[..., Any]) -> RemoteFunction[Any, Any]:
+        """A function of `nbray.notebook.runner`, with the options of a run."""
+        if function not in self._remote:
             from nbray.api.remote import RemoteFunction
-            from nbray.notebook.runner import run_cell
 
-            self._runner = RemoteFunction(run_cell, {})
-        return self._runner.options(name=run.name, **run.options.task)
+            self._remote[function] = RemoteFunction(function, {})
+        return self._remote[function].options(name=run.name, **run.options.task)
 
     # -- while it runs
 
@@ -234,7 +259,7 @@ class RemoteCells:
             if run.ref is None:
                 self.submit(run)
             assert run.ref is not None
-            with self._streaming(run), following.watching(self.cockpit.followers, run):
+            with self.streaming(run), following.watching(self.cockpit.followers, run):
                 result: CellResult = engine.get([run.ref], run.options.timeout, writable=True)[0]
         except KeyboardInterrupt as interrupt:
             if run.options.on_interrupt == "detach" and run.ref is not None:
@@ -254,7 +279,7 @@ class RemoteCells:
         return result
 
     @contextlib.contextmanager
-    def _streaming(self, run: Run) -> Iterator[None]:
+    def streaming(self, run: Run) -> Iterator[None]:
         """Unless its output is wanted as it comes, hold it back until the end."""
         if run.options.stream:
             yield

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import nbray
+from nbray import preferences
 from nbray.api.reports import Report, describe
 from nbray.notebook import changes, kept, shell, transfer
 from nbray.notebook.transfer import Parcel
@@ -111,11 +112,25 @@ def run_cell(task: CellTask, *given: Raw) -> CellResult:
 
     made = [each.value() for each in given[: len(task.late)]]
     stored = given[len(task.late) :]
-    result = execute(task, transfer.carried_types(), context.require().engine.put, made, stored)
+    try:
+        result = execute(task, transfer.carried_types(), context.require().engine.put, made, stored)
+    finally:
+        preferences.of_this_worker.renew()
     kept.announce(task.version, result)
     return result
 
 
+def run_item(task: Raw, item: Parcel, *given: Raw) -> CellResult:
+    """As `run_cell`, for one of many items: ``item`` has what the cell gets beside its inputs."""
+    from nbray.api import context
+
+    cell: CellTask = task.value()
+    made = [each.value() for each in given[: len(cell.late)]]
+    stored = given[len(cell.late) :]
+    return execute(cell, transfer.carried_types(), context.require().engine.put, made, stored, item)
+
+
+run_item.takes_raw_arguments = True  # type: ignore[attr-defined]
 run_cell.takes_raw_arguments = True  # type: ignore[attr-defined]  # see nbray.worker.executor
 
 
@@ -125,6 +140,7 @@ def execute(
     store: Callable[[Parcel], Any] | None = None,
     made: Sequence[CellResult] = (),
     stored: Sequence[Raw] = (),
+    item: Parcel | None = None,
 ) -> CellResult:
     """As `run_cell`; needs no cluster. ``store``: puts a parcel on the cluster, where a part of the result is worth an object of its own."""
     module = types.ModuleType("__main__")
@@ -136,6 +152,8 @@ def execute(
         for source, names in zip(made, task.late, strict=True):
             _receive(source, names, namespace)
         namespace.update(transfer.unpack(task.inputs, namespace, stored, refresh_classes=True))
+        if item is not None:
+            namespace.update(transfer.unpack(item, namespace, refresh_classes=True))
         before = dict(namespace)
         watch = changes.Watch(
             task.watched, namespace, changes.dumper(functools.partial(_pickler, namespace, carried))
@@ -222,7 +240,6 @@ def _run(task: CellTask, namespace: dict[str, Any]) -> None:
     if task.display and isinstance(last, ast.Expr):
         target = ast.copy_location(ast.Name(RESULT, ast.Store()), last)
         tree.body[-1] = ast.copy_location(ast.Assign([target], last.value), last)
-        ast.fix_missing_locations(tree)
     flags = task.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     code = compile(tree, task.filename, "exec", flags=flags, dont_inherit=True)
     if code.co_flags & inspect.CO_COROUTINE:

@@ -93,6 +93,24 @@ def test_flags_of_a_line(line: str, words: list[str], rest: str) -> None:
     assert options.split_line(line, options.line_parser()) == (words, rest)
 
 
+@pytest.mark.parametrize(
+    ("line", "over"),
+    [
+        ("--map x=files", ("x", "files")),
+        ("-q --map x=[1, 2, 3] -o a,b", ("x", "[1, 2, 3]")),
+        ("""--map x=["a b", 'c']""", ("x", """["a b", 'c']""")),
+        ("""--map 'x=f("a")' -q""", ("x", 'f("a")')),
+        ("--map=x=range(3)", ("x", "range(3)")),
+        ("--map x = range(3)", ("x", "range(3)")),
+    ],
+)
+def test_items_are_python(line: str, over: tuple[str, str]) -> None:
+    parser = options.parser()
+    given = options.read(parser.read(options.split_cell_line(line, parser)))
+    assert given.over == over
+    assert given.out == (("a", "b") if "-o" in line else None)
+
+
 # -- %remote
 
 

@@ -44,6 +44,9 @@ _MODULES: dict[str, dict[str, str]] = {
         "cancel": "stop tasks, with what they have started",
         "free": "release values, whoever holds them",
     },
+    "again": {
+        "retry": "run the items of %%remote --map that failed again, and fill the lists",
+    },
     "logs": {
         "logs": "the whole of what a cell or a task has printed",
     },
