@@ -316,9 +316,10 @@ class Unbind(_Message, tag=28):
 
 
 class Take(_Message, tag=29):
-    """These names, bound or to be bound by an earlier job of the session, are this one's from now on."""
+    """These names, bound or to be bound by an earlier job of the session, are this one's from now on; so are these named actors."""
 
     names: list[str]
+    actors: list[str] = []
 
 
 # -- worker to node ---------------------------------------------------------------------------------------------------------------

@@ -874,9 +874,9 @@ class LocalEngine(Engine):
         self.machine.out.append(Unbind(list(names), version))
         self.link.later()
 
-    def take_names(self, names: Sequence[str]) -> None:
-        """These names of the session, which an earlier run of its kernel has left, are this one's."""
-        self.machine.out.append(Take(list(names)))
+    def take_names(self, names: Sequence[str], actors: Sequence[str] = ()) -> None:
+        """These names and named actors of the session, which an earlier run of its kernel has left, are this one's."""
+        self.machine.out.append(Take(list(names), list(actors)))
         self.link.flush()
 
     def set_transient(self, on: bool) -> None:

@@ -19,6 +19,7 @@ from nbray.gcs.messages import ActorNamed, ActorRemoved
 from nbray.messages import ActorInfo, ActorOptions, Configure, Exit, Interrupt, Reply
 from nbray.node import pool as pools
 from nbray.scheduler.task import READY, RUNNING, WAITING, Task
+from nbray.store import holders as holder_sets
 
 if TYPE_CHECKING:
     from nbray import messages as m
@@ -35,6 +36,9 @@ FEW = 4
 WIDE = 10_000
 """Calls dispatched to an async or threaded actor, which itself bounds how many run at once."""
 
+SESSION = b"session\0"
+"""Holders that are sessions start with this."""
+
 PENDING, ALIVE, RESTARTING, DEAD = "PENDING", "ALIVE", "RESTARTING", "DEAD"
 
 
@@ -42,7 +46,7 @@ class Actor:
     """One actor. ``backlog``: calls that could run; ``callers``: calls in order per calling execution, only of callers whose first call waits."""
 
     __slots__ = (
-        "backlog", "callers", "creation", "detached", "id", "killed", "name", "namespace", "options", "reason", "restarts", "restarts_left", "session",
+        "backlog", "callers", "creation", "detached", "id", "job", "killed", "name", "namespace", "options", "reason", "restarts", "restarts_left", "session",
         "state", "worker",
     )  # fmt: skip
 
@@ -51,6 +55,8 @@ class Actor:
         self.creation = creation
         self.options = options
         self.session = creation.session
+        self.job = 0
+        """Of a named one: the kernel run or script that has made it, or taken it over."""
         self.name = options.actor_name
         self.namespace = options.namespace
         self.detached = options.detached
@@ -99,7 +105,9 @@ class Actors:
             return
         key = (options.namespace, options.actor_name)
         known = self.names.get(key)
-        if known is not None and known.state != DEAD:
+        if known is not None and known.state != DEAD and self._left_behind(known, peer):
+            self.kill(known, "a later run of its notebook's kernel has made another one of that name")
+        elif known is not None and known.state != DEAD:
             self._taken(peer, message, known)
             return
         info = ActorInfo(
@@ -120,6 +128,7 @@ class Actors:
             options.detached,
         )
         actor = self._create(peer, message)
+        actor.job = peer.job
         self.names[key] = actor
 
         def named(error: str, _ok: bool, data: bytes) -> None:
@@ -153,8 +162,39 @@ class Actors:
             names = sorted(name for space, name in self.names if space == message.namespace)
             text = f"no actor is named {message.name!r} in namespace {message.namespace!r}; named actors there: {', '.join(names) or 'none'}"
             self.node.send(peer, Reply(message.request, "ValueError", text.encode()))
+        elif self._left_behind(actor, peer):
+            text = f"the actor named {actor.name!r} was made by an earlier run of this notebook's kernel; %cluster attach (nbray.attach()) brings it back"
+            self.node.send(peer, Reply(message.request, "ValueError", text.encode()))
         else:
             self.node.send(peer, Reply(message.request, "", msgspec.msgpack.encode(actor.info())))
+
+    def _left_behind(self, actor: Actor, peer: Peer) -> bool:
+        """Whether an earlier run of this kernel has left the actor, and this one has not attached it: it starts clean."""
+        if (
+            actor.detached
+            or not actor.job
+            or not peer.job
+            or actor.job == peer.job
+            or actor.session != peer.session
+        ):
+            return False
+        return all(other.job != actor.job for other in self.node.peers.values())
+
+    def driver_lost(self, peer: Peer) -> None:
+        """A driver has gone without a goodbye: its session keeps the named actors."""
+        for actor in self.names.values():
+            if actor.job == peer.job and actor.state != DEAD:
+                self.node.objects.hold(ids.return_id(actor.id, 0), SESSION + actor.session.encode())
+
+    def take(self, peer: Peer, names: list[str]) -> None:
+        """An attached driver takes over named actors of its session; it holds them itself from now on."""
+        for actor in list(self.names.values()):
+            if actor.name in names and actor.session == peer.session and actor.state != DEAD:
+                actor.job = peer.job
+                entry = self.node.objects.objects.get(ids.return_id(actor.id, 0))
+                if entry is not None:
+                    entry.holders = holder_sets.add(entry.holders, peer.number)
+                    self.node.values.release(entry, SESSION + actor.session.encode())
 
     def created(self, worker: Worker, task: Task) -> None:
         """The constructor has returned."""

@@ -69,7 +69,7 @@ from nbray.messages import (
     World,
 )
 from nbray.node import pool as pools
-from nbray.node.actors import Actors
+from nbray.node.actors import SESSION, Actors
 from nbray.node.counts import Counts
 from nbray.node.deadlock import find_deadlock
 from nbray.node.looks import Look, Looks
@@ -359,6 +359,7 @@ class NodeMachine:
             self.operate(EndJob(peer.job, False), None)
             self.orphans.append((now + ORPHAN_SECONDS, peer))
             self.names.away[peer.session] = now
+            self.actors.driver_lost(peer)
             self._abort_unsealed(peer)
             self.objects.drop_pins(peer.number)
             # Another driver can take up its results, but not the iteration over a generator: that must not wait for it.
@@ -761,6 +762,8 @@ class NodeMachine:
             name = self.names.name_of(holder)
             if name:
                 return name
+            if holder.startswith(SESSION):
+                return f"session {holder.removeprefix(SESSION).decode()}"
             task = self.tasks.tasks.get(holder)
             return f"task {ids.short(holder)}" if task is not None else f"object {ids.short(holder)}"
         peer = self.peers.get(holder)

@@ -142,6 +142,8 @@ class Names:
         for expected in self.expected.values():
             if expected.session == peer.session and not expected.dropped.issuperset(expected.names):
                 expected.job = peer.job if set(expected.names) & set(message.names) else expected.job
+        if message.actors:
+            self.node.actors.take(peer, message.actors)
 
     # -- to disk
 

@@ -153,6 +153,8 @@ class Attacher:
         """Bind handles of named actors under their names, where these are names and free; those that are bound."""
         from nbray import get_actor
 
+        if names:
+            self._engine.take_names((), names)
         namespace = self._cockpit.shell.user_ns
         bound = [name for name in names if name.isidentifier() and name not in namespace]
         for name in bound:

@@ -212,9 +212,24 @@ def test_named_actors_come_back(book: Kernel) -> None:
     )
     crash(book)
     assert "1 named actor" in start(book)
+    run = book.run("import nbray\nnbray.get_actor('counter')")
+    assert "was made by an earlier run of this notebook's kernel" in run.traceback
     assert "actors: counter" in said(ok(book.run("%cluster attach")))
     assert ok(book.run("import nbray\nnbray.get(counter.add.remote())")).result == "3"
     ok(book.run("nbray.kill(counter)\ndel counter"))
+
+
+def test_a_later_run_makes_its_own_actor_of_the_same_name(book: Kernel) -> None:
+    cell = (
+        "import nbray\n@nbray.remote\nclass Tally:\n    n = 0\n    def add(self):\n        self.n += 1\n        return self.n\n"
+        "tally = Tally.options(name='tally').remote()\nnbray.get(tally.add.remote())"
+    )
+    assert ok(book.run(cell)).result == "1"
+    book.restart()
+    start(book)
+    assert ok(book.run(cell)).result == "1"
+    assert "actors" not in said(ok(book.run("%cluster attach")))
+    ok(book.run("del tally"))
 
 
 def test_a_client_that_goes_and_comes_back_misses_nothing(book: Kernel) -> None:
