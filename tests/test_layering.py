@@ -26,6 +26,7 @@ PURE = [
     "node/actors.py",
     "node/counts.py",
     "node/outputs.py",
+    "notebook/figures.py",
     "notebook/folding.py",
     "node/deadlock.py",
     "node/machine.py",

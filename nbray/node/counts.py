@@ -29,7 +29,7 @@ INPUTS = 10_000
 
 
 class CellCount:
-    """The tasks of one cell of one session. ``seconds``: of run time, ``out``: bytes of results, ``read``: bytes of inputs."""
+    """The tasks of one cell of one session. ``seconds``: of run time of those that have started no others, ``out``: bytes of results, ``read``: bytes of inputs."""
 
     __slots__ = (
         "cancelled", "cell", "failed", "failures", "finished", "first", "inputs", "last", "out", "ran", "read", "seconds", "session", "submitted",
@@ -63,7 +63,8 @@ class CellCount:
             self.cancelled += 1
         else:
             self.failed += 1
-        if task.started and finished > task.started:
+        # Who starts others mostly waits for them: that is no work.
+        if task.started and finished > task.started and task.children is None:
             self.ran += 1
             self.seconds += finished - task.started
         self.out += size

@@ -560,6 +560,8 @@ class Tasks:
         if submit.deps is not None or submit.refs is not None or submit.args_object:
             if task.kind.spec.kind != CREATE_ACTOR or not self.node.actors.may_restart(task):
                 self.release_inputs(task)
+        if task.count is not None:
+            task.count.ended(task, state, finished, size, self.node.now)
         if task.children is not None and state != FINISHED:
             self._orphan_children(task)
         task.children = None
@@ -568,8 +570,6 @@ class Tasks:
             if parent is not None and parent.children is not None:
                 parent.children.pop(task.id, None)
         self.executions.pop(task.id, None)
-        if task.count is not None:
-            task.count.ended(task, state, finished, size, self.node.now)
         self._event(task, _EVENT_STATES[state], finished or self.node.now, size, error)
 
     def release_inputs(self, task: Task) -> None:

@@ -416,6 +416,11 @@ class Link:
         self._thread.start()
 
     @property
+    def waited_for(self) -> bool:
+        """Whether some thread of the program waits for messages."""
+        return bool(self._waiters)
+
+    @property
     def wake_descriptor(self) -> int:
         """A byte written here wakes the background thread."""
         return self._wake_write
