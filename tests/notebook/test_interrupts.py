@@ -22,8 +22,9 @@ folder = Path({folder!r})
 def mark(name): (folder / name).touch()
 @nbray.remote
 def slow(name):
-    mark(name)
-    try: time.sleep(60)
+    try:
+        mark(name)
+        time.sleep(60)
     finally: mark(name + '-ended')
 @nbray.remote
 def gated(name):

@@ -303,7 +303,7 @@ def test_an_interrupt_gives_the_prompt_back(kernel: Kernel, cell: str) -> None:
 def test_an_interrupted_cell_is_cancelled_with_what_it_started(kernel: Kernel, tmp_path: Path) -> None:
     ok(kernel.run(f"pids = {str(tmp_path)!r}"))
     run = kernel.start(
-        "%%remote\nimport nbray, os, time\n@nbray.remote\ndef inner():\n    open(f'{pids}/inner', 'w').close()\n    try: time.sleep(60)\n    finally: open(f'{pids}/ended', 'w').close()\n"
+        "%%remote\nimport nbray, os, time\n@nbray.remote\ndef inner():\n    try:\n        open(f'{pids}/inner', 'w').close()\n        time.sleep(60)\n    finally: open(f'{pids}/ended', 'w').close()\n"
         "ref = inner.remote()\nprint('go')\nnbray.get(ref)"
     )
     kernel.read_until([run], lambda: (tmp_path / "inner").exists())
