@@ -26,7 +26,6 @@ PURE = [
     "node/actors.py",
     "node/counts.py",
     "node/outputs.py",
-    "notebook/figures.py",
     "notebook/folding.py",
     "node/deadlock.py",
     "node/machine.py",
