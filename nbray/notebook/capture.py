@@ -10,10 +10,11 @@ that is sent in vain costs time, one that is missing breaks the cell.
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import tokenize
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,7 @@ class CellNames:
     blind: tuple[tuple[str, int], ...]
 
 
+@functools.lru_cache(maxsize=64)
 def analyse(source: str, filename: str = "<cell>") -> CellNames:
     """Names of a cell's (transformed, so plain Python) source. Raises SyntaxError."""
     return analyse_tree(ast.parse(source, filename))
@@ -70,6 +72,8 @@ def analyse_tree(tree: ast.Module) -> CellNames:
 
 def is_silenced(source: str) -> bool:
     """Whether the cell's last statement ends with ``;``, which keeps its value from being displayed."""
+    if ";" not in source:
+        return False
     last = ""
     skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER, tokenize.DEDENT)
     try:
@@ -251,9 +255,9 @@ class _Walk:
 
     def _statement(self, node: ast.stmt) -> None:
         if not self._scopes:
-            handler = getattr(self, f"_flow_{type(node).__name__}", None)
+            handler = _handler("_flow_", type(node))
             if handler is not None:
-                handler(node)
+                handler(self, node)
                 return
         self._block += 1
         self._node(node)
@@ -401,9 +405,9 @@ class _Walk:
     # -- expressions and everything else
 
     def _node(self, node: ast.AST) -> None:
-        handler = getattr(self, f"_on_{type(node).__name__}", None)
+        handler = _handler("_on_", type(node))
         if handler is not None:
-            handler(node)
+            handler(self, node)
         else:
             self._children(node)
 
@@ -682,6 +686,11 @@ class _Walk:
             return
         for name in inner.reads:
             self._read(name, line)
+
+
+@functools.cache
+def _handler(what: str, kind: type) -> Callable[[_Walk, Any], None] | None:
+    return getattr(_Walk, what + kind.__name__, None)
 
 
 def _swallows(expression: ast.expr) -> bool:
