@@ -689,8 +689,9 @@ class _Walk:
 
 
 @functools.cache
-def _handler(what: str, kind: type) -> Callable[[_Walk, Any], None] | None:
-    return getattr(_Walk, what + kind.__name__, None)
+def _handler(what: str, kind: Any) -> Callable[[_Walk, Any], None] | None:
+    found: Callable[[_Walk, Any], None] | None = getattr(_Walk, what + kind.__name__, None)
+    return found
 
 
 def _swallows(expression: ast.expr) -> bool:
