@@ -14,6 +14,7 @@ from nbray.notebook import background, failing, following, outcome
 from nbray.notebook.cockpit import CellRun, Cockpit
 from nbray.notebook.commands import lifetime
 from nbray.notebook.options import CellOptions
+from nbray.notebook.transforming import plain_python
 
 if TYPE_CHECKING:
     from nbray.api.refs import ObjectRef
@@ -214,7 +215,7 @@ class RemoteCells:
         whole = self.cockpit.cell.source
         at = whole.rfind(cell.rstrip("\n")) if cell.strip() else -1
         above = whole[:at] if at >= 0 else ""
-        body = self._ip.transform_cell(cell)
+        body = plain_python(self._ip, cell)
         # IPython takes empty lines away from the start.
         text = cell.lstrip()
         above += (
