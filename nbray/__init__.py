@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         put,
         wait,
     )
+    from nbray.notebook.results import attach, fetch, keep, names
     from nbray.state.timeline import timeline
 
 __version__ = "0.1.0"
@@ -62,6 +63,7 @@ _HOMES = {
         "put",
         "wait",
     ),
+    "notebook.results": ("attach", "fetch", "keep", "names"),
     "state.timeline": ("timeline",),
 }
 # In its module it would shadow the built-in function.
@@ -77,11 +79,13 @@ __all__ = [
     "ObjectRefGenerator",
     "RemoteFunction",
     "actor",
+    "attach",
     "available_resources",
     "cancel",
     "cluster_resources",
     "exceptions",
     "exit_actor",
+    "fetch",
     "free",
     "get",
     "get_actor",
@@ -89,9 +93,11 @@ __all__ = [
     "get_runtime_context",
     "init",
     "is_initialized",
+    "keep",
     "kill",
     "map",
     "method",
+    "names",
     "nodes",
     "put",
     "remote",

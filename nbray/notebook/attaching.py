@@ -6,7 +6,7 @@ A new kernel sees nothing of it until somebody asks, so that Restart & Run All s
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,6 @@ from nbray.store.saved import Saved
 
 if TYPE_CHECKING:
     from nbray.notebook.cockpit import Cockpit
-    from nbray.notebook.runner import CellResult
 
 MISSED = 16 * 1024
 """Characters of each cell's output that are shown of what came while no kernel was there."""
@@ -277,28 +276,40 @@ class Attacher:
             raise SerializationError(text) from error
 
     def _unpacked(self, content: Any) -> dict[str, Any]:
-        from nbray.notebook import transfer
-        from nbray.notebook.cell import returned
-        from nbray.notebook.names import Gathered
-        from nbray.notebook.runner import CellResult
+        return unpacked(self._engine, content, self._cockpit.shell.user_ns)
 
-        namespace = self._cockpit.shell.user_ns
-        if isinstance(content, CellResult):
-            return returned(content, namespace).values
-        if isinstance(content, Gathered):
-            each = [returned(result, namespace).values for result in self._each(content.results)]
-            names = dict.fromkeys(name for values in each for name in values)
-            return {name: [values.get(name) for values in each] for name in names}
-        values: dict[str, Any] = transfer.unpack(content, namespace)
-        return values
 
-    def _each(self, refs: Sequence[Any]) -> Iterator[CellResult]:
-        """The results of a fan-out that have come to a good end."""
-        for ref in refs:
-            try:
-                yield self._engine.get([ref], None, writable=True)[0]
-            except TaskError:
-                continue
+def unpacked(engine: Any, content: Any, namespace: dict[str, Any]) -> dict[str, Any]:
+    """The values by name in what a name stands for; functions among them are over ``namespace``. Raises what unpickling raises."""
+    from nbray.notebook import transfer
+    from nbray.notebook.cell import returned
+    from nbray.notebook.names import Gathered
+    from nbray.notebook.runner import CellResult
+
+    if isinstance(content, CellResult):
+        return returned(content, namespace).values
+    if isinstance(content, Gathered):
+        each = [_item(engine, ref, namespace) for ref in content.results]
+        names = dict.fromkeys(name for values in each if isinstance(values, dict) for name in values)
+        return {
+            name: [values.get(name) if isinstance(values, dict) else values for values in each]
+            for name in names
+        }
+    values: dict[str, Any] = transfer.unpack(content, namespace)
+    return values
+
+
+def _item(engine: Any, ref: Any, namespace: dict[str, Any]) -> dict[str, Any] | Exception:
+    """What one item of a fan-out has bound, or the error that it has raised."""
+    from nbray.notebook.cell import returned
+    from nbray.notebook.runner import CellError
+
+    try:
+        return returned(engine.get([ref], None, writable=True)[0], namespace).values
+    except NbrayError as error:
+        cause = error.cause if isinstance(error, TaskError) else None
+        raised = returned(cause.result, namespace).value if isinstance(cause, CellError) else None
+        return raised if isinstance(raised, Exception) else error
 
 
 def _tail(text: str) -> str:
@@ -344,7 +355,7 @@ def told(came: Sequence[NameRow], own: Sequence[str], failed: dict[str, str], le
     for row in came:
         by_cell.setdefault(row.cell, []).append(row)
     for label, rows in by_cell.items():
-        names = ", ".join(row.name if row.size < 0 else f"{row.name} ({human(row.size)})" for row in rows)
+        names = ", ".join(row.name if row.size <= 0 else f"{row.name} ({human(row.size)})" for row in rows)
         lines.append(f"{cell_title(label)}: {names}")
     running: dict[bytes, list[NameRow]] = {}
     for row in left.running:

@@ -290,6 +290,50 @@ def test_results_outlive_a_cluster_that_ends_because_nobody_came_back(tmp_path: 
         ok(k.run("%cluster stop"))
 
 
+def test_another_notebook_reads_the_results(kernel: Kernel, tmp_path: Path) -> None:
+    ok(
+        kernel.run(
+            "%%remote\nfactor = 3\ndef scaled(x): return factor * x\nimport numpy as np\nshared = np.ones(200_000)"
+        )
+    )
+    script = str(tmp_path / "other.ipynb")
+    with Kernel({"JPY_SESSION_NAME": script}, cwd=str(tmp_path)) as other:
+        start(other)
+        ok(other.run("import nbray\ntheirs = nbray.names('book.ipynb')"))
+        assert (
+            ok(other.run("theirs['shared'].sum(), theirs['scaled'](2)")).result == "(np.float64(200000.0), 6)"
+        )
+        assert "shared: 1.5 MB, In[" in str(ok(other.run("theirs")).result)
+        assert "did you mean 'shared'?" in other.run("theirs['shard']").traceback
+        assert (
+            "no notebook on this cluster is called 'nook.ipynb'"
+            in other.run("nbray.names('nook.ipynb')").traceback
+        )
+        assert ok(other.run("len(nbray.names())")).result == "0"
+
+
+def test_the_verbs_have_twins(book: Kernel) -> None:
+    ok(book.run("%%remote\ntwin = [1]\nlate = 2"))
+    assert ok(
+        book.run(
+            "import nbray\nnbray.keep('twin'), nbray.keep('twin', forget=True), nbray.fetch('twin', 'late')"
+        )
+    ).result == ("(['late', 'twin'], [], ([1], 2))")
+    crash(book)
+    start(book)
+    assert "attached 1 name" in str(ok(book.run("import nbray\nnbray.attach('twin')")).result)
+    assert ok(book.run("nbray.fetch('late')")).result == "2"
+
+
+def test_lists_of_a_fan_out_come_back(book: Kernel) -> None:
+    run = book.run("%%remote --map n=[1, 0, 2]\nhalf = 1 / n")
+    assert run.error == "ItemsFailedError"
+    crash(book)
+    start(book)
+    assert "half" in said(ok(book.run("%cluster attach half")))
+    assert ok(book.run("half[0], type(half[1]).__name__, half[2]")).result == "(1.0, 'ZeroDivisionError', 0.5)"
+
+
 # -- what is stale
 
 
