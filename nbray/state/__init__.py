@@ -159,7 +159,7 @@ def logs(which: str = "", *, tail: int | None = None) -> pa.Table:
     if tail is not None and tail < 1:
         raise ValueError(f"tail={tail!r}: pass a number of lines, 1 or more, or None for all")
     chosen = wanted(which)
-    found = list(lines(files.read(require().engine.details()["logs"], chosen)))
+    found = lines(files.read(require().engine.details()["logs"], chosen))
     found = found if tail is None else found[-tail:]
     return _table(
         "logs",

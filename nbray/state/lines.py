@@ -25,8 +25,12 @@ class Line:
     text: str
 
 
-def lines(records: Iterable[Record]) -> Iterator[Line]:
-    """The lines of records, by the time of their first piece within a task's stream."""
+def lines(records: Iterable[Record]) -> list[Line]:
+    """The lines of records, in the order of time; what a task wrote to one stream stays in order."""
+    return sorted(_lines(records), key=lambda line: line.time)
+
+
+def _lines(records: Iterable[Record]) -> Iterator[Line]:
     parts: dict[tuple[bytes, str], Line] = {}
     for record in records:
         key = (record.task, record.stream)

@@ -132,7 +132,7 @@ def test_figures_that_are_left_open_are_shown(kernel: Kernel) -> None:
             "%%remote\nimport matplotlib.pyplot as plt\nprint('before')\nplt.plot([1, 2])\nprint('after');"
         )
     )
-    assert [list(data) for data in run.shown()] == [["text/plain", "image/png"]]
+    assert sum("image/png" in data for data in run.shown()) == 1
     assert run.text() == "before\nafter\n"
     run = ok(
         kernel.run(

@@ -49,7 +49,7 @@ def _logs(cockpit: Cockpit, options: argparse.Namespace) -> None:
     what = ", ".join(options.which)
     if not found:
         raise BadUsageError(f"{what} has printed nothing (that is still in the logs, {directory})")
-    every = list(lines(found))
+    every = lines(found)
     marked = _marked(every)
     if options.save:
         path = os.path.expanduser(options.save)
