@@ -51,6 +51,7 @@ class OverItems:
         self._fan: FanOut[Returned] = FanOut(len(self.items), 1)
         self._refs: dict[int, ObjectRef[Any]] = {}
         self._shown: list[str] = []
+        self._gathered = False
 
     def _evaluate(self, expression: str) -> list[Any]:
         shell, late = self._cockpit.shell, self._cockpit.late
@@ -85,6 +86,7 @@ class OverItems:
         """Run it for the items that have no value, as the notebook is now, and fill the lists."""
         run = self._prepare()
         self._fan.again()
+        self._gathered = False
         return self._drive(run)
 
     def _prepare(self) -> Run:
@@ -123,7 +125,15 @@ class OverItems:
             self._cells.end(run)
         if self._fan.failures:
             raise self._failure()
+        self._let_go()
         return value
+
+    def _let_go(self) -> None:
+        """All items have values: what the notebook deletes from now on is not kept here."""
+        self._fan = FanOut(0, 1)
+        self._refs.clear()
+        self.lists = {}
+        self.items = []
 
     def _stop(self, run: Run) -> None:
         run.state = "cancelled"
@@ -146,6 +156,7 @@ class OverItems:
                     self._refs[index] = ref
                     fan.began(ref, index)
                     waiting.append(ref)
+            self._gather()
             if not waiting:
                 continue
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -202,6 +213,13 @@ class OverItems:
         named = self._cockpit.shell.compile.format_code_name(frame.filename)
         return f"{' '.join(named) if named else frame.filename}, line {frame.line}"
 
+    def _gather(self) -> None:
+        """When all are submitted the session holds the lists that they will make, whatever becomes of this process."""
+        if not self._gathered and len(self._refs) == self._fan.count:
+            self._gathered = True
+            refs = [self._refs[index] for index in range(self._fan.count)]
+            self._cockpit.names.gather(self.names, refs)
+
     # -- the end
 
     def _bind(self, run: Run) -> Any:
@@ -233,9 +251,6 @@ class OverItems:
             elif not self._options.quiet:
                 self._cockpit.say(f"{name} was bound anew since then, and is not filled")
         self._cockpit.shell.push(fresh)
-        refs = [self._refs[index] for index in range(fan.count) if index in self._refs]
-        if len(refs) == fan.count:
-            self._cockpit.names.gather(made, refs)
         for follower in self._cockpit.followers:
             follower.bound(run, fresh, ())
         notes = dict.fromkeys(note for back in found if back is not None for note in back.notes)
