@@ -286,12 +286,11 @@ def connect(
     try:
         sock.settimeout(HELLO_SECONDS)
         sock.connect(record.paths.node_socket)
-        _, fds, _, _ = socket.recv_fds(sock, 1, 1)
-        if not fds:
+        _, fds, _, _ = socket.recv_fds(sock, 1, 2)
+        if len(fds) < 2:
             raise ConnectionError("it closed the connection")
-        engine = LocalEngine(
-            sock, fds[0], Hello(PROTOCOL, role or OBSERVER, os.getpid(), session, 0, keep, label, namespace)
-        )
+        hello = Hello(PROTOCOL, role or OBSERVER, os.getpid(), session, 0, keep, label, namespace)
+        engine = LocalEngine(sock, fds[0], hello, life=fds[1])
     except BaseException as error:
         sock.close()
         for fd in fds:

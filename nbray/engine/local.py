@@ -86,8 +86,11 @@ class LocalEngine(Engine):
         arena: int | SharedMemory,
         hello: Hello,
         interrupts: Interrupts | None = None,
+        *,
+        life: int = -1,
     ) -> None:
-        """Says ``hello`` over ``sock`` and waits for the answer; ``arena``: the shared memory, or a descriptor of it, owned from now on.
+        """Says ``hello`` over ``sock`` and waits for the answer; ``arena``: the shared memory, or a descriptor of it, owned from now on;
+        ``life``: as for `SharedMemory.attach`.
 
         Raises OSError when the node does not answer, NbrayError when it refuses.
         """
@@ -97,7 +100,7 @@ class LocalEngine(Engine):
         self.welcome: Welcome = welcome
         worker = hello.role == WORKER
         self.worker = worker
-        self.memory = SharedMemory.attach(arena, welcome.span) if isinstance(arena, int) else arena
+        self.memory = SharedMemory.attach(arena, welcome.span, life) if isinstance(arena, int) else arena
         self.machine = ClientMachine(welcome.inline_limit)
         self.entries = self.machine.entries
         self.link = Link(
@@ -944,6 +947,8 @@ class LocalEngine(Engine):
         """In a forked child: this connection is the parent's; nothing of it may be used."""
         self.closed = "this process was forked from one that is connected to nbray"
         self.link.dead = self.closed
+        # Else the node would not notice the end of the parent while this process lives.
+        self.link.sock.close()
 
 
 def _before_fork() -> None:

@@ -218,7 +218,7 @@ class NodeMachine:
         self.orphans: list[tuple[float, Peer]] = []
         self.unused_since = now
         self._unmapped: dict[int, None] = {}
-        """Connections of workers whose memory is gone and whose end is not reported yet."""
+        """Connections of processes whose memory is gone and whose end is not reported yet."""
         self.stopping = ""
         self._stuck_check = now + STUCK_SECONDS
         self._expire_check = now
@@ -361,13 +361,15 @@ class NodeMachine:
             self.names.away[peer.session] = now
             self.actors.driver_lost(peer)
             self._abort_unsealed(peer)
-            self.objects.drop_pins(peer.number)
             # Another driver can take up its results, but not the iteration over a generator: that must not wait for it.
             self.tasks.owner_gone(peer.number)
             if peer.transient and not peer.keep and not self.drivers:
                 self.stop("the run that used it has ended")
         elif peer.role == WORKER:
             self.values.forget(peer)
+        if peer.role != WORKER and peer.number in self._unmapped:
+            del self._unmapped[peer.number]
+            self.objects.drop_pins(peer.number)
 
     def worker_exited(self, number: int, how: str, unread: list[int], now: float) -> None:
         """A worker process has ended; ``how`` for people, ``unread``: the tokens it did not read."""
@@ -425,7 +427,7 @@ class NodeMachine:
         return message
 
     def memory_released(self, number: int, now: float) -> None:
-        """The last process with this worker's mapping has ended: its pins go."""
+        """Nothing of this peer's mapping is looked at any more, by no child of it either: its pins go."""
         self.now = now
         self.objects.drop_pins(number)
         if number in self.peers:
@@ -676,7 +678,6 @@ class NodeMachine:
             self.pool.dismiss(peer.session)
             self.scheduler.queue.forget(peer.session)
         self.values.forget(peer)
-        self.objects.drop_pins(peer.number)
 
     # -- circles of waits
 

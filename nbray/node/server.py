@@ -445,8 +445,11 @@ class NodeServer:
                 continue
             connection = self._admit(sock)
             try:
-                # The descriptor of the arena goes first; what follows are frames.
-                socket.send_fds(sock, [b"\0"], [self.memory.fd])
+                # The arena and a life pipe go first; what follows are frames.
+                life_read, life_write = os.pipe2(os.O_CLOEXEC)
+                self._watch_life(life_read, connection.number)
+                socket.send_fds(sock, [b"\0"], [self.memory.fd, life_write])
+                os.close(life_write)
             except OSError:
                 self._drop(connection.number)  # Who has connected has left again.
 
@@ -515,18 +518,21 @@ class NodeServer:
             [("stdout", out_read), ("stderr", err_read)],
             self.children.zygote,
         )
-        peer_number = connection.number
-
-        def life_ended(_mask: int) -> None:
-            self.unwatch(life_read)
-            os.close(life_read)
-            self.machine.memory_released(peer_number, time.monotonic())
-
-        self.watch(life_read, life_ended)
+        self._watch_life(life_read, connection.number)
         for stream, fd in (("stdout", out_read), ("stderr", err_read)):
             os.set_blocking(fd, False)
             self.watch(fd, partial(self._raw_output, number, RawStream(stream), fd))
         self.children.fork(number, theirs, [token_read, interrupt_read, life_write, out_write, err_write])
+
+    def _watch_life(self, life: int, peer: int) -> None:
+        """The pipe ends when no process looks at the memory any more that this peer, or a child that it has forked, was told of."""
+
+        def ended(_mask: int) -> None:
+            self.unwatch(life)
+            os.close(life)
+            self.machine.memory_released(peer, time.monotonic())
+
+        self.watch(life, ended)
 
     def _raw_output(self, number: int, raw: RawStream, fd: int, _mask: int = 0) -> bool:
         """What a worker writes below Python: by C code, or by the programs it starts. False when there is nothing (more) now."""

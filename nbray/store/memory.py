@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import weakref
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
@@ -69,9 +70,15 @@ class SharedMemory:
         )
 
     @classmethod
-    def attach(cls, fd: int, span: int) -> Self:
-        """The memory behind a descriptor received from the node; the descriptor then belongs to this object."""
-        return cls(fd, span)
+    def attach(cls, fd: int, span: int, life: int = -1) -> Self:
+        """The memory behind a descriptor received from the node; the descriptor then belongs to this object.
+
+        ``life``: a descriptor that is closed when nothing in this process looks at the memory any more; forked children have it as they have the mapping.
+        """
+        found = cls(fd, span)
+        if life >= 0:
+            weakref.finalize(found._map, os.close, life).atexit = False
+        return found
 
     def reserve(self, offset: int, size: int) -> None:
         """To be called by the node before it hands out a block: afterwards writing it cannot fail. Raises OSError (ENOSPC)."""
@@ -111,7 +118,7 @@ class SharedMemory:
         """
         if size > _COPIED_AT_ONCE:
             try:
-                return memoryview(_new_private(self.fd, offset, size, release))
+                return memoryview(_new_private(self.fd, offset, size, release, self._readonly))
             except OSError:
                 pass  # as many mappings as a process may have (65530 by default)
         copy = bytearray(self._readonly[offset : offset + size])
@@ -207,7 +214,7 @@ def _cpus() -> int:
 
 
 _new_pin: Callable[[memoryview, int, int, Callable[[], None]], Any]
-_new_private: Callable[[int, int, int, Callable[[], None]], Any]
+_new_private: Callable[[int, int, int, Callable[[], None], memoryview], Any]
 
 
 def _define() -> None:
@@ -232,10 +239,14 @@ def _define() -> None:
                 self.release()
 
     class Mapping:
-        __slots__ = ("__array_interface__", "__weakref__", "forks", "length", "release", "start")
+        __slots__ = ("__array_interface__", "__weakref__", "forks", "length", "release", "start", "whole")
 
-        def __init__(self, start: int, skipped: int, size: int, release: Callable[[], None]) -> None:
+        def __init__(
+            self, start: int, skipped: int, size: int, release: Callable[[], None], whole: memoryview
+        ) -> None:
             self.start = start
+            # What is not written is still the shared memory.
+            self.whole = whole
             self.length = size + skipped
             self.__array_interface__ = {
                 "version": 3,
@@ -257,10 +268,10 @@ def _define() -> None:
         pin.forks = _forks
         return pin
 
-    def new_private(fd: int, offset: int, size: int, release: Callable[[], None]) -> Any:
+    def new_private(fd: int, offset: int, size: int, release: Callable[[], None], whole: memoryview) -> Any:
         skipped = offset % PAGE
         start = platform.map_private(fd, offset - skipped, size + skipped)
-        return np.asarray(Mapping(start, skipped, size, release))
+        return np.asarray(Mapping(start, skipped, size, release, whole))
 
     _new_pin, _new_private = new_pin, new_private
 
@@ -270,9 +281,9 @@ def _define_then_pin(whole: memoryview, offset: int, size: int, release: Callabl
     return _new_pin(whole, offset, size, release)
 
 
-def _define_then_map(fd: int, offset: int, size: int, release: Callable[[], None]) -> Any:
+def _define_then_map(fd: int, offset: int, size: int, release: Callable[[], None], whole: memoryview) -> Any:
     _define()
-    return _new_private(fd, offset, size, release)
+    return _new_private(fd, offset, size, release, whole)
 
 
 _new_pin, _new_private = _define_then_pin, _define_then_map

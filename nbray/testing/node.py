@@ -329,6 +329,17 @@ class SimNode:
         for messages in connection.up.cut():
             self._arrived(connection, messages)
         self.post(f"peer {client.number}", partial(self.drop, client.number))
+        self.unmap(client.number)
+
+    def unmap(self, number: int) -> None:
+        """The process looks at no object any more; what it has forked may do so for a while."""
+        forked = 3.0 if self.plan.forks and self.world.chance(0.3) else 0.002
+        self.world.after(
+            self.world.random.uniform(0, forked),
+            self.post,
+            f"life {number}",
+            partial(self._released, number),
+        )
 
     # -- workers
 
@@ -370,13 +381,7 @@ class SimNode:
                 partial(self.drop, client.number),
             )
         world.after(world.random.uniform(0, 0.002), self.post, "zygote", partial(self._exited, client))
-        forked = 3.0 if self.plan.forks and world.chance(0.3) else 0.002
-        world.after(
-            world.random.uniform(0, forked),
-            self.post,
-            f"life {client.number}",
-            partial(self._released, client.number),
-        )
+        self.unmap(client.number)
 
     def _exited(self, client: SimWorker) -> None:
         """Read what it had said before, then tell the machine."""

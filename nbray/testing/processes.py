@@ -92,6 +92,7 @@ class SimDriver(SimClient):
         """Say goodbye, as ``shutdown`` does."""
         yield from self.request(Bye)
         self.doing = "has left"
+        self.node.unmap(self.number)
 
 
 class SimWorker(SimClient):

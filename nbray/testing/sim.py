@@ -101,7 +101,7 @@ class Simulation:
         for driver in self.drivers:
             if driver is not self.dead:
                 driver.start(driver.leave())
-        self._rest(1.0)
+        self._rest(4.0 if self.plan.forks else 1.0)
         node.checks.at_rest()
         node.checks.history(node.submitted, reconstructed=bool(self.plan.bad_disk))
         world.log(f"ends after {world.steps} steps")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.objects.states import await_empty, eventually, memory, objects
+from tests.processes.tools import REPOSITORY, script
 
 MB = 1 << 20
 SECONDS = 20.0
@@ -229,3 +230,67 @@ def test_many_forks_leave_nothing(nbray: Any) -> None:
     # Their pipes are closed a moment after the children have ended.
     eventually(lambda: nbray.get(task.remote(ref, 9)) <= 21, "descriptors are given back")
     assert memory()["used"] <= 5 * MB
+
+
+DRIVER = """
+import multiprocessing
+import numpy as np
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from tests.threads.test_forks import fork
+
+nbray.init(name="forks")
+forked, kept, private = (nbray.put(np.full(4 * (1 << 20) // 8, 7)) for _ in range(3))
+array, view = nbray.get([forked, kept])
+writable = nbray.get(private, writable=True)
+names = [ref.hex() for ref in (forked, kept, private)]
+fork(Path(sys.argv[1]), array)
+del array, forked, kept, private
+print("names", *names, flush=True)
+hear()
+nbray.shutdown(stop=False)
+print("left", flush=True)
+hear()
+print("sees", view.min(), view.max(), writable.min(), writable.max(), flush=True)
+del view, writable
+hear()
+"""
+
+
+def test_what_a_driver_and_its_child_look_at_stays_after_the_driver_has_left(
+    nbray: Any, children: Children, tmp_path: Path
+) -> None:
+    with script(tmp_path / "driver.py", DRIVER, str(children.folder), str(REPOSITORY)) as driver:
+        forked, kept, private = driver.line("names ").split()
+        children.pid()
+        driver.say("leave")
+        driver.line("left")
+        refs = overwrite(nbray)
+        assert {forked, kept, private} <= set(objects())
+        driver.say("look")
+        assert driver.line("sees ") == "7 7 7 7"
+        # The memory of all that it has looked at is let go of together.
+        assert {forked, kept, private} <= set(objects())
+        assert children.look() == "7 7"
+        eventually(lambda: not {forked, kept, private} & set(objects()), "nobody looks any more")
+        driver.say("end")
+        driver.end()
+    del refs
+    await_empty()
+
+
+def test_what_the_child_of_a_killed_driver_looks_at_stays(
+    nbray: Any, children: Children, tmp_path: Path
+) -> None:
+    with script(tmp_path / "driver.py", DRIVER, str(children.folder), str(REPOSITORY)) as driver:
+        forked, *_ = driver.line("names ").split()
+        pid = children.pid()
+        driver.kill()
+        # That is noticed although the child has inherited the connection.
+        eventually(lambda: "that has ended" in str(objects()[forked]["holders"]), "the node has noticed")
+        refs = overwrite(nbray)
+        assert not ended(pid)
+        assert forked in objects()
+        assert children.look() == "7 7"
+        eventually(lambda: "views" not in str(objects().get(forked, "")), "nobody looks any more")
+    del refs
