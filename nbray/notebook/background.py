@@ -34,7 +34,8 @@ def leave(cockpit: Cockpit, run: Run) -> None:
         run.alarm.start()
     watch(cockpit, run)
     if not run.options.quiet:
-        text = f"{run.cell.title} runs in the background"
+        # The number of a cell is not the same in every run of a notebook.
+        text = f"{'it' if cockpit.static else run.cell.title} runs in the background"
         cockpit.say(f"{text}; a cell that reads {_listed(names)} waits for it" if names else text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import os
+import re
 from collections.abc import Callable
 
 from nbray.api.reports import FRAMES, Frame, Report
@@ -74,6 +75,10 @@ def _frame(frame: Frame, name: Namer, style: Style) -> list[str]:
     place = cell if cell is not None else f"File {_short(frame.filename)}"
     inside = "" if frame.name == "<module>" else f", in {frame.name}"
     lines = [f"{style.place}{place}{style.end}, line {frame.line}{inside}"]
+    if cell is None and _of_library(frame.filename):
+        # Its own line says enough; the lines around it are for whoever wrote it.
+        text = frame.text or linecache.getline(frame.filename, frame.line).strip()
+        return [*lines, f"{style.arrow}----> {frame.line}{style.end} {text}", ""]
     source = linecache.getlines(frame.filename)
     if not source:
         return (
@@ -91,6 +96,16 @@ def _frame(frame: Frame, name: Namer, style: Style) -> list[str]:
     return [*lines, ""]
 
 
+_LIBRARIES = re.compile(r".*/(?:site|dist)-packages/|.*/lib/python3\.\d+/(?=\w)")
+
+
+def _of_library(path: str) -> bool:
+    return _LIBRARIES.match(path) is not None
+
+
 def _short(path: str) -> str:
+    found = _LIBRARIES.match(path)
+    if found is not None:
+        return path[found.end() :]
     home = os.path.expanduser("~")
     return "~" + path[len(home) :] if home != "/" and path.startswith(home + os.sep) else path
