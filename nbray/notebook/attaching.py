@@ -177,17 +177,18 @@ class Attacher:
             self._cockpit.late.promise(run, names)
             background.watch(self._cockpit, run)
 
-    def missed(self, cells: Iterable[str]) -> list[tuple[str, str]]:
-        """The last output of these cells since the kernel was lost: (label, text)."""
+    def missed(self, kept: Iterable[str], running: Iterable[str]) -> list[tuple[str, str]]:
+        """The last output of cells, (label, text): of those that have ended since the kernel was lost, of ``running`` ones all."""
         away = self._engine.query("away", self._session)
         directory = self._engine.details().get("logs", "")
         if away is None or not directory:
             return []
         since = time.time() - away
-        wanted = set(cells)
+        whole = set(running)
+        wanted = {*kept, *whole}
         texts: dict[str, list[str]] = {}
         for record in logs.read(directory, lambda _task, cell: cell in wanted):
-            if record.time >= since:
+            if record.time >= since or record.cell in whole:
                 texts.setdefault(record.cell, []).append(record.text)
         return [(label, _tail("".join(parts))) for label, parts in texts.items()]
 

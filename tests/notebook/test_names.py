@@ -165,6 +165,7 @@ def test_a_crash_loses_nothing_and_only_attach_brings_it_back(book: Kernel) -> N
     text = said(ok(book.run("%cluster attach")))
     assert "kept_array (3.1 MB)" in text
     assert "still running; it will bind" in text
+    assert "so far:\nbegins" in text
     assert (
         "not bound, because this notebook has its own: kept_text (%cluster fetch NAME binds the kept one)"
         in text

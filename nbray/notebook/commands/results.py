@@ -55,8 +55,10 @@ def attach(cockpit: Cockpit, names: list[str] | None = None) -> str:
     failed.update(attacher.bind(left.lost)[1])
     attacher.follow(left.running)
     left.actors = attacher.bind_actors(left.actors)
-    for label, text in attacher.missed({row.cell for row in (*left.kept, *left.running)}):
-        cockpit.say(f"{attaching.cell_title(label)} while no kernel was there:\n{text}")
+    running = {row.cell for row in left.running}
+    for label, text in attacher.missed({row.cell for row in left.kept}, running):
+        when = "so far" if label in running else "while no kernel was there"
+        cockpit.say(f"{attaching.cell_title(label)} {when}:\n{text}")
     modules = {row.name for row in left.kept if row.size < 0}
     return attaching.told([*came, *back], [name for name in own if name not in modules], failed, left)
 
