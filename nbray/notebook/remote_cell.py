@@ -145,9 +145,10 @@ class RemoteCells:
         if context.current() is None:
             card = lifetime.start(self.cockpit, lifetime.start_parser().parse_args([]))
             if not options.quiet:
-                self.cockpit.say(
-                    f"{card.text.splitlines()[0]} for this cell (%cluster status, %cluster stop)"
-                )
+                first, *_, last = card.text.splitlines()
+                self.cockpit.say(f"{first} for this cell (%cluster status, %cluster stop)")
+                if last.endswith("%cluster attach"):
+                    self.cockpit.say(last)
 
     def _prepared(
         self,
