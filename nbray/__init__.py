@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nbray.api import actor
     from nbray.api.actor import ActorClass, ActorHandle, exit_actor, method
     from nbray.api.mapping import map_items as map  # noqa: A004  (a name of the API)
+    from nbray.api.progress import progress
     from nbray.api.refs import ObjectRef, ObjectRefGenerator
     from nbray.api.remote import RemoteFunction, remote
     from nbray.api.session import init, shutdown
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         wait,
     )
     from nbray.notebook.results import attach, fetch, keep, names
+    from nbray.notebook.twins import cluster, remote_cell
     from nbray.state.timeline import timeline
 
 __version__ = "0.1.0"
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "api.actor": ("ActorClass", "ActorHandle", "exit_actor", "method"),
     "api.mapping": ("map",),
+    "api.progress": ("progress",),
     "api.refs": ("ObjectRef", "ObjectRefGenerator"),
     "api.remote": ("RemoteFunction", "remote"),
     "api.session": ("init", "shutdown"),
@@ -64,6 +67,7 @@ _HOMES = {
         "wait",
     ),
     "notebook.results": ("attach", "fetch", "keep", "names"),
+    "notebook.twins": ("cluster", "remote_cell"),
     "state.timeline": ("timeline",),
 }
 # In its module it would shadow the built-in function.
@@ -82,6 +86,7 @@ __all__ = [
     "attach",
     "available_resources",
     "cancel",
+    "cluster",
     "cluster_resources",
     "exceptions",
     "exit_actor",
@@ -99,8 +104,10 @@ __all__ = [
     "method",
     "names",
     "nodes",
+    "progress",
     "put",
     "remote",
+    "remote_cell",
     "shutdown",
     "state",
     "timeline",

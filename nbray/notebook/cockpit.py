@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbray import config
-from nbray.api import context, functions, session, world
+from nbray.api import context, functions, progress, session, world
 from nbray.errors import NbrayError
 from nbray.notebook import failing, lifecycle, stored
 from nbray.notebook.cards import Card
@@ -24,6 +24,7 @@ from nbray.notebook.status import Status
 
 if TYPE_CHECKING:
     from nbray.notebook.over_items import OverItems
+    from nbray.notebook.remote_cell import RemoteCells
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Cockpit:
         self.followers: list[Follower] = [self.trace, self.names, self.status]
         self.interrupts = Interrupts(shell, self.say)
         self.late = LateNames(self)
+        self.cells: RemoteCells | None = None
         self.over_items: list[OverItems] = []
         """The last cells that ran once per item."""
         self.names.late = self.late
@@ -79,6 +81,7 @@ class Cockpit:
         world.note_modules()
         self._showtraceback = self.shell.showtraceback
         self.shell.showtraceback = self._show_error
+        progress.make_bar = self.status.bar
         context.on_install.append(self.attach)
         runtime = context.current()
         if runtime is not None:
@@ -91,6 +94,7 @@ class Cockpit:
         self.late.unload()
         self.trace.unload()
         self.status.close()
+        progress.make_bar = None
         if self.shell.__dict__.get("showtraceback") == self._show_error:
             del self.shell.showtraceback
         context.on_install.remove(self.attach)

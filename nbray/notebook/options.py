@@ -22,7 +22,7 @@ class CellOptions:
     nothing of its own. ``background``: the notebook does not wait; ``on_interrupt``: "cancel", or "detach", which makes a cell that the notebook
     waits for one in the background. ``local``: it runs in the notebook; ``name``: what the task is called, else the cell; ``stream``: output appears while
     the cell runs; ``progress_after``: seconds after which the status line appears, else the usual time. ``over``: a name and the expression of the
-    items for each of which the cell runs.
+    items for each of which the cell runs; ``items``: these, where there is no expression.
     """
 
     out: tuple[str, ...] | None = None
@@ -38,6 +38,7 @@ class CellOptions:
     stream: bool = True
     progress_after: float | None = None
     over: tuple[str, str] | None = None
+    items: tuple[Any, ...] | None = None
     task: dict[str, Any] = field(default_factory=dict)
 
 

@@ -44,7 +44,7 @@ class OverItems:
         self._options = options
         self.name, expression = options.over
         self.title = cells.cockpit.cell.title
-        self.items = self._evaluate(expression)
+        self.items = self._evaluate(expression) if options.items is None else list(options.items)
         self._placed = cells.placed(cell)
         self.names: tuple[str, ...] = ()
         self.lists: dict[str, list[Any]] = {}

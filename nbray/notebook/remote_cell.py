@@ -61,6 +61,7 @@ class RemoteCells:
     def __init__(self, shell: Any, cockpit: Cockpit) -> None:
         self._ip = shell
         self.cockpit = cockpit
+        cockpit.cells = self
         self._remote: dict[Callable[..., Any], RemoteFunction[Any, Any]] = {}
 
     def run(self, cell: str, options: CellOptions) -> Any:
