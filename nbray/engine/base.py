@@ -96,6 +96,11 @@ class Engine(ABC):
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """(ready, not ready), both in input order, at most ``num_returns`` ready. Arguments are checked by the caller."""
 
+    def failed(self, refs: Sequence[ObjectRef[Any]]) -> int:
+        """How many of these refs, which are ready, are known here to be errors."""
+        del refs
+        return 0
+
     @abstractmethod
     def future(self, ref: ObjectRef[Any]) -> Future[Any]:
         """A future of the value; cancelling it does not cancel the task."""

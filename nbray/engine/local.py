@@ -696,6 +696,12 @@ class LocalEngine(Engine):
             ref for index, ref in enumerate(refs) if index not in chosen
         ]
 
+    def failed(self, refs: Sequence[ObjectRef[Any]]) -> int:
+        entries = [self.entries.get(ref._id) for ref in refs]
+        return sum(
+            entry is not None and entry.state == VALUE and entry.kind == ERROR_KIND for entry in entries
+        )
+
     def _has_item(self, ref: Any) -> bool:
         if isinstance(ref, ObjectRefGenerator):
             stream = self.machine.streams.get(ref._task)

@@ -7,6 +7,7 @@ whatever the number of tasks. It sleeps while no cell runs. The words are in `nb
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbray import platform
-from nbray.api import context
+from nbray.api import context, progress
 from nbray.errors import NbrayError
 from nbray.events import CellRow
 from nbray.notebook import figures
@@ -48,6 +49,8 @@ class _Line:
         self.began = time.monotonic()
         self.after = AFTER
         self.quiet = False
+        self.hidden = False
+        """Something else says how far it is."""
         self.shown = False
         self.cleared = 0
         self.text = ""
@@ -145,6 +148,19 @@ class Status(Follower):
             if row is not None:
                 self._finish(line, row, failed=run.state == "failed")
 
+    def bar(self) -> progress.Bar:
+        """Where `nbray.progress` shows its bar: instead of the status line."""
+        router, line = self._cockpit.router, self._line
+        label = self._cockpit.cell.label
+        if line is not None and not line.shown:
+            line.hidden = True
+        display_id = f"nbray-progress-{secrets.token_hex(8)}"
+
+        def show(data: dict[str, str], update: bool) -> None:
+            router.display(label, data, display_id="" if self._cockpit.static else display_id, update=update)
+
+        return progress.DisplayBar(show, seconds=EVERY, plain=self._cockpit.static)
+
     # -- the thread
 
     def _start(self) -> None:
@@ -170,7 +186,7 @@ class Status(Follower):
             with contextlib.suppress(NbrayError, OSError):
                 if (
                     line is not None
-                    and not line.quiet
+                    and not (line.quiet or line.hidden)
                     and now >= max(line.began + line.after, line.at + EVERY)
                 ):
                     self._look(line, now)
@@ -188,7 +204,7 @@ class Status(Follower):
     def _pause(self, now: float) -> float:
         """Seconds until there is something to look at."""
         line, pauses = self._line, [KEEP_ALIVE]
-        if line is not None and not line.quiet:
+        if line is not None and not (line.quiet or line.hidden):
             pauses.append(max(line.began + line.after, line.at + EVERY) - now)
         pauses += [
             max(other.at + BACKGROUND, other.began + other.after) - now for other in self._background.values()

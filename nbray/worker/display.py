@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from nbray import ids
+from nbray.api import progress
 from nbray.flow import Bucket
 from nbray.messages import Output
 
@@ -50,11 +51,21 @@ def install(channel: Channel) -> None:
     _channel = channel
     # IPython has it in notebooks, so functions that are written there use it.
     builtins.display = display  # type: ignore[attr-defined]
+    progress.make_bar = _bar
     known = sys.modules.get(_AfterImport.name)
     if known is not None:
         _adopt_ipython(known)
     else:
         sys.meta_path.insert(0, _AfterImport())
+
+
+def _bar() -> progress.Bar:
+    display_id = os.urandom(16).hex()
+
+    def show(data: dict[str, str], update: bool) -> None:
+        publish(data, transient={"display_id": display_id}, update=update)
+
+    return progress.DisplayBar(show, seconds=0.3, plain=False)
 
 
 # -- out

@@ -119,3 +119,29 @@ def test_nothing_of_it_in_static_notebooks(runtime_dir: object) -> None:
         assert [m["msg_type"] for m in run.messages if m["msg_type"] not in ("status", "execute_input")] == [
             "stream"
         ]
+
+
+def test_a_progress_bar_is_shown_instead(kernel: Kernel) -> None:
+    run = kernel.run(
+        "refs = nbray.progress([nap.remote() for _ in range(8)], label='naps')\nlen(nbray.get(refs))"
+    )
+    assert run.result == "8"
+    assert lines(run) == []
+    shown = [m for m in run.messages if m["msg_type"] in ("display_data", "update_display_data")]
+    assert len({m["content"]["transient"]["display_id"] for m in shown}) == 1
+    assert [m["msg_type"] for m in shown][:2] == ["display_data", "update_display_data"]
+    assert "8 of 8 done" in shown[-1]["content"]["data"]["text/plain"]
+    assert "<progress value='8' max='8'>" in shown[-1]["content"]["data"]["text/html"]
+
+
+def test_a_progress_bar_in_a_task(kernel: Kernel) -> None:
+    run = kernel.run(
+        "%%remote\nimport nbray\nrefs = nbray.progress([nap.remote(0.01) for _ in range(4)])\ndel refs"
+    )
+    assert run.error is None
+    texts = [
+        m["content"]["data"].get("text/plain", "")
+        for m in run.messages
+        if m["msg_type"] in ("display_data", "update_display_data")
+    ]
+    assert any("4 of 4 done" in text for text in texts)
