@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     folder = tmp_path_factory.mktemp("names")
     with Kernel({"JPY_SESSION_NAME": str(folder / "book.ipynb")}, cwd=str(folder)) as k:
         start(k)
+        ok(k.run(HELD))
         yield k
         ok(k.run("%cluster stop"))
 
@@ -143,6 +146,19 @@ def test_free_lets_a_name_go(kernel: Kernel) -> None:
         )
     )
     assert "freed" not in held(kernel)
+
+
+def test_a_killed_head_forgets_no_name(kernel: Kernel) -> None:
+    ok(kernel.run("%%remote\nremembered = 1"))
+    code = "[(row[1], row[4]) for row in _context.current().engine.query('names', {'name': 'remembered'})['rows']]"
+    before = eventually(lambda: ok(kernel.run(code)).result)
+    assert "remembered" in before
+    pid = int(ok(kernel.run("_context.current().engine.query('head')['pid']")).result or "0")
+    os.kill(pid, signal.SIGKILL)
+    assert ok(kernel.run(code)).result == before
+    assert held(kernel)["remembered"] == "READY"
+    ok(kernel.run("del remembered"))
+    eventually(lambda: ok(kernel.run(code)).result == "[]")
 
 
 # -- runs after one another
@@ -332,7 +348,9 @@ def test_lists_of_a_fan_out_come_back(book: Kernel) -> None:
     crash(book)
     start(book)
     assert "half" in said(ok(book.run("%cluster attach half")))
-    assert ok(book.run("half[0], type(half[1]).__name__, half[2]")).result == "(1.0, 'ZeroDivisionError', 0.5)"
+    assert (
+        ok(book.run("half[0], type(half[1]).__name__, half[2]")).result == "(1.0, 'ZeroDivisionError', 0.5)"
+    )
 
 
 # -- what is stale
