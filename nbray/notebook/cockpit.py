@@ -126,7 +126,9 @@ class Cockpit:
         self.interrupts.end(self.cell.label, result)
         self.router.flush(self.cell.label)
         self.status.end(failed=not result.success)
-        self.router.flush(self.cell.label, ended=True)
+        self.router.flush(
+            self.cell.label, ended=True, late=self.router.headless and self.status.goes_on(self.cell.label)
+        )
         self.late.look()
         world.note_modules()
         functions.release_stale()

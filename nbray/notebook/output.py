@@ -37,7 +37,7 @@ class Router:
         """
         self._kernel: Any = getattr(shell, "kernel", None)
         self._plain = plain
-        self._headless = headless
+        self.headless = headless
         self._outlet = Outlet(plain=plain or self._kernel is None)
         self._parents: OrderedDict[str, Any] = OrderedDict()
         self._own: dict[str, str] = {}
@@ -52,6 +52,8 @@ class Router:
         self._late: dict[str, str] = {}
         """Of cells that have ended with a place for late output: what has come."""
         self._changed: dict[str, None] = {}
+        self._waiting: dict[str, tuple[str, dict[str, Any]]] = {}
+        """Display id -> the cell and its newest version, where that could not be sent."""
         self.cleared: dict[str, int] = {}
         """Cells whose output was cleared by a task: how often."""
         self.sent = 0.0
@@ -197,19 +199,19 @@ class Router:
         with self._lock:
             while True:
                 now = time.monotonic()
-                unbounded = self._headless or self._kernel is None
+                unbounded = self.headless or self._kernel is None
                 self._send_all(self._outlet.take(now, cell, final=True, unbounded=unbounded))
                 if not self._outlet.waiting(cell) or now >= deadline:
                     break
                 self._due.wait(min(0.05, self._outlet.due(now) or 0.05))
             if self._outlet.due(now) is not None:
                 self._wake()
+            self._send_late()
             if ended:
-                self._ended.add(cell)
-                if late and self._headless and not self._plain and self._kernel is not None:
+                if late and self.headless and not self._plain and self._kernel is not None:
                     self._late[cell] = ""
                     self._send(cell, "display_data", self._late_content(cell), "display_data")
-            self._send_late()
+                self._ended.add(cell)
 
     def alive(self) -> None:
         """Send a message that changes nothing: whoever watches the kernel sees that it works."""
@@ -279,7 +281,11 @@ class Router:
     def _send(self, cell: str, kind: str, content: dict[str, Any], topic: str) -> None:
         kernel = self._kernel
         parent = self._parents.get(cell)
-        if kind == "update_display_data" and self._headless and cell in self._ended:
+        if kind == "update_display_data" and self.headless and cell in self._ended:
+            if self.latest in self._ended:
+                # Nobody listens between cells: it goes with the next one.
+                self._waiting[content["transient"].get("display_id", "")] = cell, content
+                return
             parent = self._parents.get(self.latest)
         self.sent = time.monotonic()
         kernel.session.send(kernel.iopub_socket, kind, content, parent=parent, ident=topic.encode())
@@ -299,9 +305,12 @@ class Router:
         self._changed[cell] = None
 
     def _send_late(self) -> None:
-        for cell in self._changed:
-            self._send(cell, "update_display_data", self._late_content(cell), "display_data")
+        changed = [(cell, self._late_content(cell)) for cell in self._changed]
+        waiting = list(self._waiting.values())
         self._changed.clear()
+        self._waiting.clear()
+        for cell, content in (*waiting, *changed):
+            self._send(cell, "update_display_data", content, "display_data")
 
     def _late_content(self, cell: str) -> dict[str, Any]:
         return {

@@ -105,6 +105,11 @@ class Status(Follower):
         if row is not None:
             self._finish(line, row, failed=failed)
 
+    def goes_on(self, label: str) -> bool:
+        """Whether tasks of a cell have not ended."""
+        row = None if self._cockpit.static else self._row(label)
+        return row is not None and figures.unfinished(row) > 0
+
     def close(self) -> None:
         """No more lines."""
         with self._changed:
