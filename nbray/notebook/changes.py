@@ -51,6 +51,10 @@ _FIXED_MODULES = ("pyarrow.", "nbray.")
 _CONTAINERS: tuple[type, ...] = (list, dict, set, bytearray, collections.deque, collections.Counter, collections.defaultdict)  # fmt: skip
 
 
+Mapped = Callable[[Any], Callable[[], bool] | None]
+"""For an array: what tells whether it shows still what it showed at first; None for an array in ordinary memory."""
+
+
 def may_change(value: Any) -> bool:
     """Whether a value can be changed in place, as far as its type tells."""
     kind = type(value)
@@ -65,10 +69,17 @@ class Watch:
     """The values of some names as they are before a cell runs."""
 
     def __init__(
-        self, names: Iterable[str], namespace: Mapping[str, Any], dump: Callable[[Any], bytes]
+        self,
+        names: Iterable[str],
+        namespace: Mapping[str, Any],
+        dump: Callable[[Any], bytes],
+        mapped: Mapped | None = None,
     ) -> None:
-        """``names``: smallest value first; ``dump``: the bytes of a value, equal for a value that has not changed."""
+        """``names``: smallest value first; ``dump``: the bytes of a value, equal for a value that has not changed; ``mapped``: tells of arrays
+        whether they are what they were at first, if it can.
+        """
         self._dump = dump
+        self._mapped = mapped
         self._room = PICKLED
         self._before: dict[str, tuple[Any, Any]] = {}
         for name in names:
@@ -93,7 +104,8 @@ class Watch:
             if kind in _CONTAINERS and _holds_atoms(value):
                 return value.copy()
             if kind.__module__ == "numpy" and kind.__name__ == "ndarray" and not value.dtype.hasobject:
-                return value.copy()
+                is_first = self._mapped(value) if self._mapped is not None else None
+                return _Mapped(value, is_first) if is_first is not None else value.copy()
             if kind.__module__.startswith("pandas") and kind.__name__ in ("DataFrame", "Series"):
                 return value.copy()
             if self._room <= 0:
@@ -111,6 +123,8 @@ class Watch:
                 data = self._dump(value) if self._room > 0 else picture
                 self._room -= len(data)
                 return data == picture
+            if type(picture) is _Mapped:
+                return picture.is_still(value)
             if kind.__name__ == "ndarray":
                 same: bool = (
                     value.shape == picture.shape
@@ -126,6 +140,22 @@ class Watch:
             return bool(value.equals(picture))
         except Exception:  # noqa: BLE001  (what cannot be compared any more is not what it was)
             return False
+
+
+class _Mapped:
+    """An array that shows a private mapping of the store: nothing is copied before, and mostly nothing read after."""
+
+    def __init__(self, array: Any, is_first: Callable[[], bool]) -> None:
+        self._layout = _layout(array)
+        self._is_first = is_first
+
+    def is_still(self, array: Any) -> bool:
+        """Whether the array is as it was."""
+        return self._layout == _layout(array) and self._is_first()
+
+
+def _layout(array: Any) -> tuple[Any, ...]:
+    return array.shape, array.strides, array.dtype, array.__array_interface__["data"][0]
 
 
 def dumper(make: Callable[[io.BytesIO], Any]) -> Callable[[Any], bytes]:

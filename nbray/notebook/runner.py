@@ -26,6 +26,7 @@ import nbray
 from nbray import preferences
 from nbray.api.reports import Report, describe
 from nbray.notebook import changes, kept, shell, transfer
+from nbray.notebook.stored import unchanged
 from nbray.notebook.transfer import Parcel
 from nbray.store.serialization import Raw
 from nbray.worker.display import display, flush_figures
@@ -156,7 +157,10 @@ def execute(
             namespace.update(transfer.unpack(item, namespace, refresh_classes=True))
         before = dict(namespace)
         watch = changes.Watch(
-            task.watched, namespace, changes.dumper(functools.partial(_pickler, namespace, carried))
+            task.watched,
+            namespace,
+            changes.dumper(functools.partial(_pickler, namespace, carried)),
+            unchanged,
         )
         try:
             try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nbray import platform
 from nbray.api import context
 from nbray.errors import NbrayError, StoreFullError
+from nbray.store.memory import SharedMemory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -357,6 +358,17 @@ def _object(root: Any) -> bytes | None:
     release: Callable[[], None] | None = getattr(root, "release", None)
     found = getattr(release, "args", (None,))[0] if hasattr(root, "forks") else None
     return found if isinstance(found, bytes) else None
+
+
+def unchanged(array: np.ndarray[Any, Any]) -> Callable[[], bool] | None:
+    """For an array that shows a private mapping of the store: what tells whether it is as it was read. None for every other array."""
+    root = _root(array)
+    flags = array.flags
+    if not hasattr(root, "whole") or not (flags.c_contiguous or flags.f_contiguous):
+        return None
+    address, size = int(array.__array_interface__["data"][0]), array.nbytes
+    first = SharedMemory.original(root, address, size)
+    return lambda: platform.unwritten(address, size) is True or first == array.tobytes("A")
 
 
 def _is_fixed(root: Any) -> bool:

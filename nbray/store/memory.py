@@ -142,6 +142,13 @@ class SharedMemory:
             offset += size
         return offset
 
+    @staticmethod
+    def original(owner: Any, address: int, size: int) -> memoryview:
+        """What a private view shows as long as nobody writes to it. ``owner``: of its memory, which begins at or before ``address``."""
+        start = owner.offset + address - owner.__array_interface__["data"][0]
+        found: memoryview = owner.whole[start : start + size]
+        return found
+
     def close(self) -> None:
         """Close the descriptor and the mapping; views that are still held stay readable until they are gone. Idempotent."""
         if self.fd < 0:
@@ -239,12 +246,16 @@ def _define() -> None:
                 self.release()
 
     class Mapping:
-        __slots__ = ("__array_interface__", "__weakref__", "forks", "length", "release", "start", "whole")
+        __slots__ = (
+            "__array_interface__", "__weakref__", "forks", "length", "offset", "release", "start", "whole",
+        )  # fmt: skip
 
         def __init__(
-            self, start: int, skipped: int, size: int, release: Callable[[], None], whole: memoryview
+            self, start: int, offset: int, size: int, release: Callable[[], None], whole: memoryview
         ) -> None:
             self.start = start
+            self.offset = offset
+            skipped = offset % PAGE
             # What is not written is still the shared memory.
             self.whole = whole
             self.length = size + skipped
@@ -271,7 +282,7 @@ def _define() -> None:
     def new_private(fd: int, offset: int, size: int, release: Callable[[], None], whole: memoryview) -> Any:
         skipped = offset % PAGE
         start = platform.map_private(fd, offset - skipped, size + skipped)
-        return np.asarray(Mapping(start, skipped, size, release, whole))
+        return np.asarray(Mapping(start, offset, size, release, whole))
 
     _new_pin, _new_private = new_pin, new_private
 

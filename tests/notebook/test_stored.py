@@ -47,6 +47,7 @@ class Cells:
         result = context.require().engine.get([ref], 60, writable=True)[0]
         del ref
         back = returned(result, self.names)
+        self.changed = back.changed
         self.names.update(back.values)
         return back.value
 
@@ -146,6 +147,7 @@ def test_arrow_tables_are_never_compared() -> None:
     assert cell.inputs.size < MB
 
 
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
 def test_frames_by_their_blocks() -> None:
     cell = Cells()
     cell.names["df"] = df = pd.DataFrame(
@@ -281,3 +283,14 @@ def test_comparing_works_without_a_page_table(monkeypatch: pytest.MonkeyPatch) -
     assert (cell.inputs.stored, cell.inputs.compared) == (0, 32_000_000)
     cell.names["x"][0] = 4
     assert cell("int(x[0])") == 4
+
+
+def test_arrays_in_the_store_are_watched_without_a_copy() -> None:
+    cell = Cells()
+    cell.names.update(x=np.zeros(120_000), y=np.zeros(120_000), z=np.zeros((300, 300), order="F"))
+    cell("x[5] = 1; y.sum(); z.T[0, 0]")
+    assert cell.changed == ["x"]
+    cell("x += 0; y[:] = y; z[3, 3] = 1; z.shape")
+    assert cell.changed == ["z"]
+    cell("y.shape = (120, 1000)")
+    assert cell.changed == ["y"]
