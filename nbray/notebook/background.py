@@ -81,6 +81,7 @@ def _show_failure(cockpit: Cockpit, run: Run, error: BaseException) -> None:
     lines = [f"{name}: {text}"]
     if isinstance(error, TaskError) and isinstance(error.cause, CellError):
         name, text = error.cause.report.kind, "\n".join(error.cause.report.lines)
+        text = text.removeprefix(f"{name}: ")
         lines = outcome.traceback_lines(cockpit, error, error.cause)
     cockpit.router.error(run.cell.label, name, text, lines)
 

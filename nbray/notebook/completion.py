@@ -44,8 +44,10 @@ def complete(cockpit: Cockpit, cell: str, line: str) -> tuple[str, list[str]] | 
         more = ["--help"]
     else:
         parser, more = options.parser(), []
-        if match["magic"] == "%remote" and not fragment.startswith("-"):
-            return None  # An expression: Python's own completion.
+        if match["magic"] == "%remote":
+            if not fragment.startswith("-"):
+                return None  # An expression: Python's own completion.
+            parser = options.line_parser()
     return _of_parser(cockpit, cell, parser, words, fragment, more)
 
 

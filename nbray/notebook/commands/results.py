@@ -18,12 +18,14 @@ from nbray.store.saved import Saved
 def _attach_parser() -> Parser:
     parser = Parser("%cluster attach", described("attach"))
     parser.add_argument("names", nargs="*", metavar="NAME", help="bind these only (default: all)")
+    parser.kinds["names"] = "names"
     return parser
 
 
 def _fetch_parser() -> Parser:
     parser = Parser("%cluster fetch", described("fetch"))
     parser.add_argument("names", nargs="+", metavar="NAME", help="names that the cluster holds")
+    parser.kinds["names"] = "names"
     return parser
 
 
@@ -75,6 +77,7 @@ def _keep_parser() -> Parser:
         metavar="NAME",
         help="names that the cluster holds (default: list what is on disk)",
     )
+    parser.kinds["names"] = "names"
     parser.add_argument("--forget", action="store_true", help="remove these names from the disk instead")
     return parser
 
