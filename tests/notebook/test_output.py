@@ -277,3 +277,30 @@ def test_logs_of_a_cell_a_task_and_a_variable(kernel: Kernel, tmp_path: Path) ->
     assert "5,000 lines" in ok(kernel.run("%cluster logs")).shown()[0]["text/plain"]
     assert kernel.run("%cluster logs In[100000]").error == "UsageError"
     assert "test_logs" not in kernel.run("%cluster logs no_such").traceback
+
+
+def test_the_prompt_answers_during_a_flood(kernel: Kernel) -> None:
+    first = ok(kernel.run("refs = [flood.remote(n, 4) for n in range(2)]"))
+    arrived: list[tuple[float, int]] = []
+    waits: list[float] = []
+    end = time.monotonic() + 4
+    while time.monotonic() < end:
+        began = time.monotonic()
+        run = kernel.start("1 + 1")
+        kernel.finish(run, first)
+        waits.append(time.monotonic() - began)
+        assert run.result == "2"
+        assert run.text() == ""
+        arrived += [
+            (time.monotonic(), len(json.dumps(m, default=str))) for m in first.messages[len(arrived) :]
+        ]
+    assert sorted(waits)[len(waits) // 2] < 0.5
+    run = ok(kernel.finish(kernel.start("sum(nbray.get(refs))"), first))
+    total = int(run.result or 0)
+    kernel.read_until([first], lambda: "the end of 0" in first.text() and "the end of 1" in first.text())
+    for at, _ in arrived:
+        window = [size for when, size in arrived if at <= when < at + 1.0]
+        assert len(window) <= 300
+        assert sum(window) <= 1_100_000
+    assert total > 20_000
+    assert len(first.text()) < 400_000
