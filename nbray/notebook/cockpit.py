@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nbray import config
 from nbray.api import context, functions, progress, session, world
 from nbray.errors import NbrayError
-from nbray.notebook import failing, lifecycle, stored
+from nbray.notebook import failing, lifecycle, reprs, stored
 from nbray.notebook.cards import Card
 from nbray.notebook.following import Follower
 from nbray.notebook.interrupting import Interrupts
@@ -79,6 +79,8 @@ class Cockpit:
         self.late.load()
         self.trace.load()
         world.note_modules()
+        if self.static:
+            reprs.without_ids(self.shell)
         self._showtraceback = self.shell.showtraceback
         self.shell.showtraceback = self._show_error
         progress.make_bar = self.status.bar

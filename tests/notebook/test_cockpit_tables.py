@@ -158,7 +158,9 @@ def test_static_frames_have_nothing_that_varies(tmp_path_factory: pytest.TempPat
                 )
             )
             shown.append([ok(k.run(f"%cluster {what}")).result for what in ("tasks", "actors", "objects")])
+            shown[-1].append(ok(k.run("[x, c, {'x': x}]")).result)
     assert shown[0] == shown[1]
+    assert shown[0][3] == "[ObjectRef(...), ActorHandle(Counter), {'x': ObjectRef(...)}]"
     assert "nap" in str(shown[0][0])
 
 
