@@ -45,7 +45,7 @@ CHAIN = 10
 OFTEN = 20
 """Exceptions from one line of which a process captures the variables: thousands of tasks that fail alike need them once."""
 
-_OWN_FRAMES = os.path.dirname(os.path.abspath(nbray.__file__)) + os.sep
+OWN_FRAMES = os.path.dirname(os.path.abspath(nbray.__file__)) + os.sep
 _LAUNCHERS = os.path.dirname(os.path.abspath(os.__file__)) + os.sep + "asyncio" + os.sep
 _UNTOLD = (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
 _seen: dict[tuple[str, int], int] = {}
@@ -102,7 +102,7 @@ def frames_of(found: types.TracebackType | None) -> list[tuple[types.FrameType, 
     kept = [
         (frame, line)
         for frame, line in traceback.walk_tb(found)
-        if not os.path.abspath(frame.f_code.co_filename).startswith(_OWN_FRAMES)
+        if not os.path.abspath(frame.f_code.co_filename).startswith(OWN_FRAMES)
     ]
     while kept and os.path.abspath(kept[0][0].f_code.co_filename).startswith(_LAUNCHERS):
         kept.pop(0)

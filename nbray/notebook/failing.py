@@ -86,7 +86,7 @@ def open_to_debugger(shell: Any, error: BaseException) -> None:
         found = _local(error.__traceback__, remote)
         error.__traceback__ = found
         # Where IPython's debugger looks, in the order in which its versions do.
-        sys.last_traceback = found  # type: ignore[assignment]
+        sys.last_traceback = found
         shell.InteractiveTB.tb = found
 
 
@@ -96,10 +96,9 @@ def _local(found: types.TracebackType | None, then: types.TracebackType | None) 
     while found is not None:
         entries.append(found)
         found = found.tb_next
-    own = os.path.dirname(os.path.abspath(reports.nbray.__file__)) + os.sep
     for number, entry in reversed(list(enumerate(entries))):
         file = os.path.abspath(entry.tb_frame.f_code.co_filename)
-        if number and (file.startswith(own) or _of_ipython(file)):
+        if number and (file.startswith(reports.OWN_FRAMES) or _of_ipython(file)):
             continue
         then = types.TracebackType(then, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
     return then

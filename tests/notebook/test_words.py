@@ -187,7 +187,10 @@ def test_frames_show_cells_and_lines() -> None:
 
 
 def test_frames_of_libraries_are_short() -> None:
-    for path in ("/x/.venv/lib/python3.11/site-packages/sklearn/base.py", "/usr/lib/python3.12/sklearn/base.py"):
+    for path in (
+        "/x/.venv/lib/python3.11/site-packages/sklearn/base.py",
+        "/usr/lib/python3.12/sklearn/base.py",
+    ):
         report = Report("E", ["E"], [Frame(path, 7, "fit", "return fit()")])
         lines = render.traceback_lines(report, lambda name: None)
         assert lines[2:] == ["File sklearn/base.py, line 7, in fit", "----> 7 return fit()", "", "E"]
