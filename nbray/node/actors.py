@@ -19,7 +19,6 @@ from nbray.gcs.messages import ActorNamed, ActorRemoved
 from nbray.messages import ActorInfo, ActorOptions, Configure, Exit, Interrupt, Reply
 from nbray.node import pool as pools
 from nbray.scheduler.task import READY, RUNNING, WAITING, Task
-from nbray.store import holders as holder_sets
 
 if TYPE_CHECKING:
     from nbray import messages as m
@@ -193,7 +192,7 @@ class Actors:
                 actor.job = peer.job
                 entry = self.node.objects.objects.get(ids.return_id(actor.id, 0))
                 if entry is not None:
-                    entry.holders = holder_sets.add(entry.holders, peer.number)
+                    self.node.values.hold(entry, peer.number)
                     self.node.values.release(entry, SESSION + actor.session.encode())
 
     def created(self, worker: Worker, task: Task) -> None:

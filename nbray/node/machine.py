@@ -409,12 +409,7 @@ class NodeMachine:
                 self.objects.drop_pins(peer.number)
 
     def _abort_unsealed(self, peer: Peer) -> None:
-        number = peer.number
-        for entry in [
-            e
-            for e in self.objects.objects.values()
-            if e.state == store.CREATED and e.block is not None and e.block.client == number
-        ]:
+        for entry in self.objects.created_by(peer.number):
             self.objects.abort(entry.id)
 
     def raw_output(self, number: int, stream: str, text: str, now: float) -> Output | None:
@@ -560,6 +555,7 @@ class NodeMachine:
                 self.effects.append(Close(peer.number))
                 return
             peer.worker = worker
+            peer.held = {}
             self._failed_starts = 0
             self.gcs.facts.append(WorkerEvent(worker.pid, "STARTED", self.now))
             self._welcome(peer, 0)
@@ -826,6 +822,14 @@ class NodeMachine:
             assert len(set(runs)) == len(runs), f"{worker} has a run twice"
             for task in worker.pending:
                 assert task.worker is worker, f"{task} is pending at {worker}, which is not its worker"
+        for entry in self.objects.objects.values():
+            waiting = [number for number, _, _ in entry.waiters or ()]
+            for holder in (*holder_sets.each(entry.holders), *waiting):
+                known = self.peers.get(holder) if isinstance(holder, int) else None
+                if known is not None and known.held is not None:
+                    assert entry.id in known.held, (
+                        f"{known} holds {entry.id.hex()}, which its end would not free"
+                    )
 
 
 assert CREATE_ACTOR, "kinds of task classes are distinct from a plain task's 0"

@@ -14,7 +14,7 @@ class Peer:
     """A driver, a worker or an observer. ``number`` is never used twice; as a holder it stands for the process."""
 
     __slots__ = (
-        "cell", "count", "environment", "execution", "job", "keep", "kinds", "label", "namespace", "number", "out", "pid", "process", "role", "session",
+        "cell", "count", "environment", "execution", "held", "job", "keep", "kinds", "label", "namespace", "number", "out", "pid", "process", "role", "session",
         "transient", "unsent", "urgent", "worker", "world",
     )  # fmt: skip
 
@@ -35,6 +35,8 @@ class Peer:
         self.environment = b""
         """Of a worker: the ``runtime_env`` that it was made for, which what its tasks submit inherits."""
         self.cell = ""
+        self.held: dict[bytes, None] | None = None
+        """Of a worker: what it holds and waits for (and perhaps more), so that its end costs no look at all other objects. Drivers end too seldom."""
         self.count: CellCount | None = None
         """Where the tasks of that cell are counted, once there is one."""
         self.kinds: dict[int, Kind] = {}

@@ -111,6 +111,8 @@ class Tasks:
             else:
                 known.holders = holder_sets.add(known.holders, peer.number)
                 known.producer = task
+            if peer.held is not None:
+                peer.held[object_id] = None
         self.admit(task)
 
     def admit(self, task: Task, *, again: bool = False) -> None:
@@ -124,7 +126,7 @@ class Tasks:
             elif returns != 1 or spec.kind == CREATE_ACTOR:
                 for index in range(1 if spec.kind == CREATE_ACTOR else returns):
                     made = objects.entry(ids.return_id(task.id, index))
-                    made.holders = holder_sets.add(made.holders, task.owner)
+                    self.node.values.hold(made, task.owner)
                     made.producer = task
             if submit.parent and (submit.parent in self.tombstones):
                 task.cancelled = True
@@ -425,7 +427,7 @@ class Tasks:
             entry = known
         else:
             entry = self.node.objects.entry(object_id)
-            entry.holders = holder_sets.add(entry.holders, task.owner)
+            self.node.values.hold(entry, task.owner)
             entry.producer = task
         if message.kind < 0:
             self.node.values.reported(entry, peer)
@@ -534,7 +536,7 @@ class Tasks:
             entry = self.node.objects.objects.get(ids.return_id(task.id, index))
             if stream is not None and not stream.unwanted:
                 entry = self.node.objects.entry(ids.return_id(task.id, index))
-                entry.holders = holder_sets.add(entry.holders, task.owner)
+                self.node.values.hold(entry, task.owner)
             if entry is None:
                 continue
             self.node.objects.unmake(entry.id)

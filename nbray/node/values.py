@@ -51,12 +51,19 @@ class Values:
         self._unwanted: dict[bytes, None] = {}
         """Objects that were freed before they were made."""
 
+    def hold(self, entry: Object, process: int) -> None:
+        """This process (the number of its connection) holds the object."""
+        entry.holders = holder_sets.add(entry.holders, process)
+        peer = self.node.peers.get(process)
+        if peer is not None and peer.held is not None:
+            peer.held[entry.id] = None
+
     # -- messages
 
     def on_put(self, peer: Peer, message: m.Put) -> None:
         entry = self.table.entry(message.object)
         if entry.state == PENDING:
-            entry.holders = holder_sets.add(entry.holders, peer.number)
+            self.hold(entry, peer.number)
             self.table.seal_inline(entry, message.kind, message.data, message.refs)
             self.sealed(entry)
 
@@ -71,7 +78,7 @@ class Values:
         entry = self.table.seal(message.object, message.kind, message.refs)
         if entry is None:
             return
-        entry.holders = holder_sets.add(entry.holders, peer.number)
+        self.hold(entry, peer.number)
         self._event(entry, peer)
         self.sealed(entry)
 
@@ -114,6 +121,8 @@ class Values:
                 self._locate(peer, entry)
             else:
                 self.table.want(entry, urgent=True)
+                if peer.held is not None:
+                    peer.held[object_id] = None
                 waiter = (peer.number, message.fetch, message.request if blocked else 0)
                 if entry.waiters is None:
                     entry.waiters = [waiter]
@@ -147,15 +156,22 @@ class Values:
 
     def on_hold(self, peer: Peer, message: m.Hold) -> None:
         for object_id in message.objects:
-            self.table.hold(object_id, peer.number)
+            entry = self.table.objects.get(object_id)
+            if entry is not None:
+                self.hold(entry, peer.number)
 
     def on_drop(self, peer: Peer, message: m.Drop) -> None:
         objects, number = self.table.objects, peer.number
         collect = self.table.collect
+        held = peer.held
         for object_id in message.objects:
             entry = objects.get(object_id)
             if entry is None:
+                if held is not None:
+                    held.pop(object_id, None)
                 continue
+            if held is not None and not entry.waiters:
+                held.pop(object_id, None)
             # Without its ref it has forgotten the value: if it meets the object again, it needs it again.
             entry.pushed = False
             if entry.holders == number:
@@ -209,6 +225,8 @@ class Values:
             for number, fetch, request in waiters:
                 peer = peers.get(number)
                 if peer is not None:
+                    if peer.held is not None and not holder_sets.contains(entry.holders, number):
+                        peer.held.pop(entry.id, None)
                     self._answer(peer, entry, fetch)
                     self._count_down(peer, request)
         dependants = entry.dependants
@@ -500,7 +518,15 @@ class Values:
             del self.waits[key]
         self.node.tasks.owner_gone(number)
         self.table.drop_requests(number)
-        for entry in list(self.table.objects.values()):
+        objects = self.table.objects
+        if peer.held is None:
+            entries = list(objects.values())
+        else:
+            entries = [objects[object_id] for object_id in peer.held if object_id in objects]
+            peer.held = {}
+        for entry in entries:
+            if objects.get(entry.id) is not entry:
+                continue  # What held it has just gone.
             if entry.waiters:
                 entry.waiters = [w for w in entry.waiters if w[0] != number] or None
             if entry.holders is not None and holder_sets.contains(entry.holders, number):

@@ -187,6 +187,10 @@ class ObjectTable:
         self.spilled_total = 0
         self.restored_total = 0
         self._resident: dict[bytes, Object] = {}
+        self._created: dict[bytes, Object] = {}
+        """What is being written."""
+        self._pinned: dict[int, dict[bytes, None]] = {}
+        """Client -> what it has pinned, freed objects among them."""
         self._requests: deque[Request] = deque()
         """Of running code."""
         self._later: deque[Request] = deque()
@@ -337,6 +341,7 @@ class ObjectTable:
             return None
         entry.state = ARENA
         entry.kind = kind
+        del self._created[object_id]
         self._resident[object_id] = entry
         if refs:
             self._contain(entry, refs)
@@ -358,6 +363,7 @@ class ObjectTable:
             self.arena.free(entry.block)
             entry.block = None
             entry.state = PENDING
+            del self._created[object_id]
             entry.kind, entry.refs = 0, None
             if (
                 entry.holders is None
@@ -367,6 +373,10 @@ class ObjectTable:
             ):
                 del self.objects[object_id]
             self.serve()
+
+    def created_by(self, client: int) -> list[Object]:
+        """What this client is writing."""
+        return [e for e in self._created.values() if e.block is not None and e.block.client == client]
 
     def drop_requests(self, client: int) -> None:
         """The client is gone: it needs no more memory."""
@@ -407,6 +417,7 @@ class ObjectTable:
         if pins is None:
             pins = entry.pins = {}
         pins[client] = pins.get(client, 0) + 1
+        self._pinned.setdefault(client, {})[entry.id] = None
         if entry.state == SPILLING:
             entry.state = ARENA
         self._resident.pop(entry.id, None)
@@ -421,6 +432,7 @@ class ObjectTable:
         entry.pins[client] -= count
         if entry.pins[client] <= 0:
             del entry.pins[client]
+            self._unindex(object_id, client)
             if not entry.pins:
                 entry.pins = None
                 if self._ghosts.get(object_id) is entry:
@@ -429,6 +441,16 @@ class ObjectTable:
                 elif entry.holders is None:
                     self.collect(entry)
                 self.serve()
+
+    def _unindex(self, object_id: bytes, client: int) -> None:
+        for table in (self.objects, self._ghosts):
+            entry = table.get(object_id)
+            if entry is not None and entry.pins and client in entry.pins:
+                return
+        mine = self._pinned[client]
+        del mine[object_id]
+        if not mine:
+            del self._pinned[client]
 
     def _give_back(self, entry: Object) -> None:
         """The entry's block is free, as soon as the disk thread does not use it any more."""
@@ -441,9 +463,10 @@ class ObjectTable:
 
     def drop_pins(self, client: int) -> None:
         """The client and every process that inherited its mapping are gone."""
-        for table in (self._resident, self._ghosts):
-            for object_id in [o for o, entry in table.items() if entry.pins and client in entry.pins]:
-                self.unpin(object_id, client, 1 << 30)
+        for object_id in list(self._pinned.get(client, ())):
+            # Once more for one that was freed while it was looked at.
+            self.unpin(object_id, client, 1 << 30)
+            self.unpin(object_id, client, 1 << 30)
 
     def reserve(self, objects: Iterable[bytes]) -> None:
         """A task needs these together: they leave memory again only for the sake of running code."""
@@ -496,6 +519,7 @@ class ObjectTable:
                 entry.block = block
                 entry.size = request.size
                 entry.state = CREATED
+                self._created[entry.id] = entry
                 self.effects.append(Granted(request, block.offset, block.warm))
 
     def _unreservable(self, block: Block) -> str:
@@ -693,6 +717,16 @@ class ObjectTable:
         self.arena.check()
         inline = 0
         spans: list[tuple[int, int]] = []
+        created = [object_id for object_id, entry in self.objects.items() if entry.state == CREATED]
+        assert sorted(created) == sorted(self._created), "what is being written is not what is known of it"
+        pinned = {
+            (client, object_id)
+            for table in (self.objects, self._ghosts)
+            for object_id, entry in table.items()
+            for client in entry.pins or ()
+        }
+        indexed = {(client, object_id) for client, mine in self._pinned.items() for object_id in mine}
+        assert pinned == indexed, f"pins {sorted(pinned ^ indexed)} are not known by both"
         for object_id, entry in self.objects.items():
             assert entry.id == object_id
             if entry.state == INLINE:
