@@ -36,6 +36,7 @@ PURE = [
     "node/scarcity.py",
     "node/tasks.py",
     "node/values.py",
+    "node/watching.py",
     "gcs/client.py",
     "gcs/tables.py",
     "worker/machine.py",

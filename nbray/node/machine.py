@@ -81,6 +81,7 @@ from nbray.node.pool import Home, PoolEffect, Worker, WorkerPool
 from nbray.node.scarcity import AskLargest, Scarcity
 from nbray.node.tasks import Tasks
 from nbray.node.values import Values
+from nbray.node.watching import Watches
 from nbray.scheduler.local import LocalScheduler
 from nbray.scheduler.resources import CPU, UNIT, Ledger
 from nbray.scheduler.task import RUNNING, Kind, Task
@@ -206,6 +207,7 @@ class NodeMachine:
         self.values = Values(self)
         self.names = HeldNames(self)
         self.looks = Looks(self)
+        self.watches = Watches(self)
         self.scarcity = Scarcity(self)
         self.outputs = Outputs(self)
         self.counts = Counts(self)
@@ -320,6 +322,7 @@ class NodeMachine:
                 self._break_circles()
         if now >= self._expire_check:
             self._expire_check = now + min(1.0, self.config.ttl / 4)
+            self.watches.expire(now)
             self.pool.retire(
                 now, self.config.resources.get(CPU, UNIT) // UNIT + self.config.spares, IDLE_SECONDS
             )
@@ -690,6 +693,9 @@ class NodeMachine:
         what = message.what
         if what == "where":
             self.looks.where(peer, message)
+            return
+        if what == "watch":
+            self.watches.ask(peer, message)
             return
         if what == "keep":
             self.names.on_keep(peer, message)

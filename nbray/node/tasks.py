@@ -59,6 +59,7 @@ class Tasks:
     def __init__(self, node: NodeMachine) -> None:
         self.node = node
         self._announced = node.names.announced
+        self._watchers = node.watches.watchers
         self.tasks: dict[bytes, Task] = {}
         self.streams: dict[bytes, Stream] = {}
         self.tombstones: dict[bytes, None] = {}
@@ -119,6 +120,8 @@ class Tasks:
         """Make the entries of what the task returns, hold what it needs, queue it when its inputs are there. ``again``: it ran before."""
         submit, spec = task.submit, task.kind.spec
         objects = self.node.objects
+        if self._watchers:
+            self.node.watches.changed(task)
         if not again:
             returns = spec.num_returns
             if returns == STREAMING:
@@ -188,6 +191,8 @@ class Tasks:
             )
             self.fail(task, encode_system_error("UnschedulableError", text))
             return
+        if self._watchers:
+            self.node.watches.changed(task)
         self.node.scheduler.ready(task, self.node.now)
 
     def hurry(self, waiter: bytes, wanted: list[bytes]) -> None:
@@ -217,6 +222,8 @@ class Tasks:
         """Tell a worker to run a task, and first what it does not know yet."""
         peer = worker.peer
         assert peer is not None
+        if self._watchers:
+            self.node.watches.changed(task)
         submit, kind, send = task.submit, task.kind, self.node.send
         if kind.number not in worker.kinds:
             worker.kinds.add(kind.number)
@@ -512,6 +519,8 @@ class Tasks:
         """The task is over with this error (an encoded payload); it becomes the value of everything that the task should have returned."""
         if task.terminal:
             return
+        if task.id in self.node.names.expected:
+            self.node.names.failed(task, error)
         name, text = summary(error)
         state = CANCELLED if name == "TaskCancelledError" and task.cancelled else FAILED
         if state == FAILED and task.count is not None:
@@ -595,32 +604,33 @@ class Tasks:
         spec = task.kind.spec
         submit = task.submit
         worker = task.worker
-        self.node.gcs.tasks.append(
-            TaskEvent(
-                task.id,
-                spec.name,
-                spec.kind,
-                state,
-                task.attempt,
-                worker.pid if worker is not None else 0,
-                self.node.job_of(task),
-                task.session,
-                task.cell,
-                spec.function,
-                submit.parent,
-                task.actor,
-                submit.deps,
-                spec.num_returns,
-                size,
-                error,
-                task.submitted,
-                task.ready,
-                task.dispatched,
-                task.started,
-                finished,
-                self.node.now,
-            )
+        event = TaskEvent(
+            task.id,
+            spec.name,
+            spec.kind,
+            state,
+            task.attempt,
+            worker.pid if worker is not None else 0,
+            self.node.job_of(task),
+            task.session,
+            task.cell,
+            spec.function,
+            submit.parent,
+            task.actor,
+            submit.deps,
+            spec.num_returns,
+            size,
+            error,
+            task.submitted,
+            task.ready,
+            task.dispatched,
+            task.started,
+            finished,
+            self.node.now,
         )
+        self.node.gcs.tasks.append(event)
+        if self._watchers:
+            self.node.watches.ended(task, event)
 
     def lost(self, entry: Object, why: str) -> None:
         """The value of an object cannot be read back: make it again from its lineage, or say that it is lost (R12)."""
