@@ -18,6 +18,7 @@ usage: nbray COMMAND [FLAGS]
   stop     stop a cluster
   status   what a cluster has, and where its files are
   list     the clusters of this user
+  where    the line that each running task is at, also while a notebook is busy
   doctor   one block of text about this installation, to paste into a bug report
 
 nbray COMMAND --help shows the flags of a command; nbray --version the version.
@@ -79,7 +80,11 @@ def _stop_parser() -> Parser:
 
 
 def _status_parser() -> Parser:
-    parser = _parser("status", "What a cluster has, and where its files are.")
+    return _named_parser("status", "What a cluster has, and where its files are.")
+
+
+def _named_parser(command: str, description: str) -> Parser:
+    parser = _parser(command, description)
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="name of the cluster (default)")
     return parser
 
@@ -138,6 +143,38 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _where(options: argparse.Namespace) -> int:
+    import os
+
+    from nbray import clusters, ids
+    from nbray.api.session import connect
+    from nbray.state.explaining import duration, places
+
+    record = clusters.find_cluster(options.name)
+    if record is None:
+        print("No cluster is running." if not options.name else f"No cluster {options.name!r} is running.")
+        return 1
+    engine = connect(record)
+    try:
+        rows = places(engine.query)
+    finally:
+        engine.shutdown(stop=False)
+    for row in rows:
+        cell = row.cell.partition(" ")[0]
+        print(
+            f"{ids.short(row.task)}  {row.name}{f' of {cell}' if cell and cell != row.name else ''}  {duration(row.seconds)}  pid {row.pid}"
+        )
+        for file, line, function in row.frames or [
+            ("(it does not answer: in a call that keeps the interpreter)", 0, "")
+        ]:
+            # ipykernel gives code of cells such names.
+            place = "a cell" if os.path.basename(os.path.dirname(file)).startswith("ipykernel_") else file
+            print(f"    {place}, line {line}, in {function}" if line else f"    {place}")
+    if not rows:
+        print("No task is running.")
+    return 0
+
+
 def _list(_options: argparse.Namespace) -> int:
     from nbray.notebook import cards, facts
 
@@ -159,6 +196,7 @@ COMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace], i
     "start": (_start_parser, _start),
     "stop": (_stop_parser, _stop),
     "status": (_status_parser, _status),
+    "where": (lambda: _named_parser("where", "The line that each running task is at."), _where),
     "list": (lambda: _parser("list", "The clusters of this user on this machine."), _list),
     "doctor": (lambda: _parser("doctor", "One block of text about this installation."), _doctor),
 }

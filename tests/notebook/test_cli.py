@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
         (["status"], 1, "No cluster is running"),
         (["status", "mine"], 1, "No cluster 'mine' is running"),
         (["stop"], 0, "No cluster is running"),
+        (["where"], 1, "No cluster is running"),
         (["doctor"], 0, "packages"),
     ],
 )

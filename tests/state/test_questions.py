@@ -84,3 +84,19 @@ def test_why(cluster: Any) -> None:
     text = nbray.state.why(third)
     assert "held by driver" in text
     assert "hold (" in text and "finished" in text
+
+
+def test_where_in_a_terminal(cluster: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from nbray.cli import main
+
+    ref = cluster.remote(hold).remote(60)
+    running(cluster, 1)
+    assert main(["where"]) == 0
+    shown = capsys.readouterr().out
+    assert "  hold  " in shown
+    assert f"{__file__}, line " in shown
+    cluster.cancel(ref)
+    with pytest.raises(cluster.exceptions.TaskCancelledError):
+        cluster.get(ref)
+    assert main(["where"]) == 0
+    assert capsys.readouterr().out == "No task is running.\n"
