@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.notebook.kernels import Kernel, Run
+from tests.notebook.kernels import Kernel, Run, is_status
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def order(run: Run) -> list[str]:
         content: dict[str, Any] = message["content"]
         if message["msg_type"] == "stream":
             found += content["text"].splitlines()
-        elif message["msg_type"] == "display_data":
+        elif message["msg_type"] == "display_data" and not is_status(content):
             found.append(content["data"].get("text/html") or content["data"]["text/plain"])
     return found
 
@@ -63,7 +63,11 @@ def final(run: Run, *more: Run) -> dict[str, dict[str, Any]]:
     for message in [m for each in (run, *more) for m in each.messages]:
         if message["msg_type"] in ("display_data", "update_display_data"):
             known = message["content"]["transient"].get("display_id")
-            if known and (known in found or message["msg_type"] == "display_data"):
+            if (
+                known
+                and not is_status(message["content"])
+                and (known in found or message["msg_type"] == "display_data")
+            ):
                 found[known] = message["content"]["data"]
     return found
 
@@ -304,3 +308,40 @@ def test_the_prompt_answers_during_a_flood(kernel: Kernel) -> None:
         assert sum(window) <= 1_100_000
     assert total > 20_000
     assert len(first.text()) < 400_000
+
+
+def test_late_output_is_in_its_cell_every_time(kernel: Kernel) -> None:
+    ok(
+        kernel.run(
+            "@nbray.remote\ndef late(cell, pause):\n    time.sleep(pause)\n    print('printed', cell)\n"
+            "    handle = display('shown %d' % cell, display_id='id')\n    handle.update('updated %d' % cell)\n    helper.show('rich %d' % cell)\n"
+            "every = []"
+        )
+    )
+    runs: list[Run] = []
+    for number in range(100):
+        pauses = [0.01 * ((number * 7 + k * 3) % 9) for k in range(2)]
+        run = kernel.start(
+            f"every += [late.remote({number}, pause) for pause in {pauses}]\nprint('own', {number})"
+        )
+        runs.append(run)
+        kernel.finish(run, *runs[:-1])
+    last = kernel.start("nbray.get(every)")
+    ok(kernel.finish(last, *runs))
+
+    def complete(number: int) -> bool:
+        text = json.dumps([m["content"] for m in runs[number].messages])
+        return text.count("rich") >= 2 and text.count("printed") >= 2
+
+    kernel.read_until([last, *runs], lambda: all(map(complete, range(len(runs)))))
+    words = ("printed", "shown", "updated", "rich", "own")
+    for number, run in enumerate(runs):
+        text = json.dumps(
+            [m["content"] for m in run.messages if m["msg_type"] not in ("execute_input", "execute_reply")]
+        )
+        for other in range(len(runs)):
+            if other != number:
+                assert not any(f"{word} {other}\\" in text or f"{word} {other}<" in text for word in words)
+        assert text.count(f"rich {number}<") >= 2
+        assert f"updated {number}'" in text
+    assert last.text() == "" and last.shown() == []
