@@ -143,7 +143,7 @@ class WorkerRow(msgspec.Struct, array_like=True, gc=False):
 class NameRow(msgspec.Struct, array_like=True, gc=False):
     """A name of a notebook's session and what it stands for. ``job``: the kernel run that it belongs to, ``live``: whether that is connected;
     ``cell``: label of the cell that binds it, ``origin``: what was said of how it makes it. ``state``: READY, SPILLED or LOST; RUNNING while ``task`` is
-    still to bind it, which was submitted ``age`` seconds ago. ``size`` in bytes.
+    still to bind it, which was submitted ``age`` seconds ago; FAILED if it has failed (``why``) while its kernel was away. ``size`` in bytes.
     """
 
     session: str
@@ -158,6 +158,7 @@ class NameRow(msgspec.Struct, array_like=True, gc=False):
     live: bool
     origin: bytes = b""
     age: float = 0.0
+    why: str = ""
 
 
 class SavedName(msgspec.Struct, array_like=True, gc=False):

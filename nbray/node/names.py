@@ -16,6 +16,7 @@ import msgspec
 
 from nbray import ids
 from nbray.events import NameRow, SavedName
+from nbray.failure_codec import summary
 from nbray.gcs.messages import NameBind, NameUnbind
 from nbray.messages import Reply
 from nbray.store import holders as holder_sets
@@ -33,6 +34,9 @@ _PREFIX = b"name\0"
 
 _SAVER = -2
 """Who pins objects while they are written to disk."""
+
+FAILURES = 100
+"""Failed tasks that are remembered for kernels that are away."""
 
 SAVED_LIMIT = 8 << 30
 """Bytes that a cluster saves at its end; the newest results first."""
@@ -103,6 +107,8 @@ class Names:
         self.expected: dict[bytes, Expected] = {}
         self.announced: dict[bytes, m.Bound] = {}
         """What running tasks say they will have bound, until they end."""
+        self.failures: dict[bytes, tuple[Expected, str, str]] = {}
+        """Tasks that failed while their kernel was away: what they would have bound, their cell, and why."""
         self.away: dict[str, float] = {}
         """Session -> when its kernel was lost without a goodbye, the last time."""
         self.saving: list[_Saving] = []
@@ -142,6 +148,9 @@ class Names:
         for expected in self.expected.values():
             if expected.session == peer.session and not expected.dropped.issuperset(expected.names):
                 expected.job = peer.job if set(expected.names) & set(message.names) else expected.job
+        for task_id, (expected, _, _) in list(self.failures.items()):
+            if expected.session == peer.session and set(expected.names) & set(message.names):
+                del self.failures[task_id]
         if message.actors:
             self.node.actors.take(peer, message.actors)
 
@@ -260,6 +269,15 @@ class Names:
         self.announced.pop(task.id, None)
         self.remade.pop(task.id, None)
 
+    def failed(self, task: Task, error: bytes) -> None:
+        """The task has failed: whoever attaches later wants to know."""
+        expected = self.expected[task.id]
+        if all(peer.job != expected.job for peer in self.node.peers.values()):
+            name, text = summary(error)
+            self.failures[task.id] = expected, task.cell, f"{name}: {text}"
+            if len(self.failures) > FAILURES:
+                del self.failures[next(iter(self.failures))]
+
     def freed(self, entry: Object) -> None:
         """Somebody has released the value: its names stand for nothing."""
         for key in list(self._names_of(entry)):
@@ -269,6 +287,8 @@ class Names:
         """The notebook has ended on purpose."""
         for key in [key for key in self.bound if key[0] == session]:
             self._unbind(key, self.bound[key].version)
+        for task_id in [i for i, (expected, _, _) in self.failures.items() if expected.session == session]:
+            del self.failures[task_id]
         for expected in self.expected.values():
             if expected.session == session:
                 expected.dropped.update(expected.names)
@@ -328,6 +348,27 @@ class Names:
                     for name in expected.names
                     if name not in expected.dropped
                 ]
+        for task_id, (expected, cell, why) in self.failures.items():
+            if not session or expected.session == session:
+                live, owner, job = expected.job in jobs, expected.session, expected.job
+                for name in expected.names:
+                    known = self.bound.get((owner, name))
+                    if name in expected.dropped or (known is not None and known.version > expected.version):
+                        continue
+                    row = NameRow(
+                        owner,
+                        name,
+                        ids.return_id(task_id, 0),
+                        b"",
+                        job,
+                        cell,
+                        expected.version,
+                        0,
+                        "FAILED",
+                        live,
+                    )
+                    row.why = why
+                    rows.append(row)
         return rows
 
     def check(self) -> None:
@@ -365,7 +406,8 @@ class Names:
         self._record(key, binding)
 
     def _unbind(self, key: Key, version: int) -> None:
-        for expected in self.expected.values():
+        waiting = self.expected.values()
+        for expected in (*waiting, *(failed[0] for failed in self.failures.values())):
             if expected.session == key[0] and expected.version <= version:
                 expected.dropped.add(key[1])
         binding = self.bound.get(key)

@@ -192,6 +192,17 @@ class Attacher:
                 texts.setdefault(record.cell, []).append(record.text)
         return [(label, _tail("".join(parts))) for label, parts in texts.items()]
 
+    def explain(self, lost: Sequence[NameRow]) -> dict[str, str]:
+        """Why these names have no value; the next time they are not told again."""
+        failed = {
+            row.name: f"{cell_title(row.cell)} failed while no kernel was there: {row.why.removeprefix('CellError: ')}"
+            for row in lost
+            if row.state == "FAILED"
+        }
+        failed.update(self.bind([row for row in lost if row.state != "FAILED"])[1])
+        self._engine.take_names(list(failed))
+        return failed
+
     def keep(self, names: Sequence[str]) -> None:
         """Have the node write these names' values to disk. Raises NbrayError naming those that cannot be written, and why."""
         problems = [f"{name}: {why}" for name, why in self._engine.query("keep", list(names)) if why]
@@ -369,7 +380,10 @@ def told(came: Sequence[NameRow], own: Sequence[str], failed: dict[str, str], le
         lines.append(
             f"not bound, because this notebook has its own: {', '.join(own)} (%cluster fetch NAME binds the kept one)"
         )
-    lines += [f"lost: {name}: {why}" for name, why in failed.items()]
+    reasons: dict[str, list[str]] = {}
+    for name, why in failed.items():
+        reasons.setdefault(why, []).append(name)
+    lines += [f"lost: {', '.join(names)}: {why}" for why, names in reasons.items()]
     if left.actors:
         lines.append(f"actors: {', '.join(left.actors)}")
     if not lines:

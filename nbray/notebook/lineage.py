@@ -84,7 +84,9 @@ class Trace(Follower):
         """A cell has ended; what it has read and bound is remembered."""
         tree, self._tree = self._tree, None
         source = cell.source
-        if tree is None or failed or len(source) > LONGEST or source.startswith("%%"):
+        if tree is None or failed or len(source) > LONGEST:
+            return
+        if source.startswith("%%") and not source.startswith("%%time"):
             return
         names = self._analyses.get(cell.digest)
         if names is None:

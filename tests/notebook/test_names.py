@@ -210,6 +210,40 @@ def test_a_cell_that_ends_while_no_kernel_is_there_binds_its_names_and_its_outpu
     assert ok(book.run("alone")).result == "5"
 
 
+def test_what_failed_while_no_kernel_was_there_is_told(book: Kernel) -> None:
+    ok(book.run("%%remote -a\nimport time\ntime.sleep(1)\nnever = 1 / 0"))
+    crash(book)
+    start(book)
+    eventually(lambda: held(book).get("never") == "FAILED")
+    text = said(ok(book.run("%cluster attach")))
+    assert "never: In[3] failed while no kernel was there: ZeroDivisionError: division by zero" in text
+    assert "nothing is left" in said(ok(book.run("%cluster attach")))
+
+
+def test_output_of_a_running_cell_goes_to_the_cell_that_attached_it(book: Kernel) -> None:
+    gate = ok(book.run("import os; os.getcwd()")).result
+    ok(
+        book.run(
+            "%%remote -a\nimport os, time\nwhile not os.path.exists('gate'):\n    time.sleep(0.01)\nprint('through')\nopened = True"
+        )
+    )
+    crash(book)
+    start(book)
+    run = ok(book.run("%cluster attach"))
+    ok(book.run(f"open({gate} + '/gate', 'w').close()"))
+    assert ok(book.run("opened")).result == "True"
+    after = [m for m in book.others if m["parent_header"].get("msg_id") == run.msg_id]
+    assert any("through" in str(m["content"]) for m in after)
+
+
+def test_a_late_name_can_be_fetched(kernel: Kernel) -> None:
+    ok(kernel.run("%%remote -a\nimport time\ntime.sleep(0.3)\ntardy = 4"))
+    ok(kernel.run("%cluster fetch tardy"))
+    assert ok(kernel.run("tardy")).result == "4"
+    assert "tardy" in held(kernel)
+    ok(kernel.run("tardy = 5"))
+
+
 def test_restart_and_run_all_is_clean_and_replaces_what_was_kept(book: Kernel) -> None:
     ok(book.run("%%remote\nagain = 'first'"))
     book.restart()

@@ -49,12 +49,14 @@ def attach(cockpit: Cockpit, names: list[str] | None = None) -> str:
         left = left.only(names)
         own: list[str] = []
     else:
-        own = sorted({name for name in (*(row.name for row in left.kept), *on_disk) if name in namespace})
-        left = left.only(name for name in left.names() if name not in namespace)
+        late = cockpit.late
+        has = {name for name in left.names() if name in namespace or name in late}
+        own = sorted(has & {*(row.name for row in left.kept), *on_disk})
+        left = left.only(left.names() - has)
     came, failed = attacher.bind(left.kept)
     back, why = attacher.bind_saved(left.saved, on_disk & left.names())
     failed.update(why)
-    failed.update(attacher.bind(left.lost)[1])
+    failed.update(attacher.explain(left.lost))
     attacher.follow(left.running)
     left.actors = attacher.bind_actors(left.actors)
     running = {row.cell for row in left.running}
@@ -91,7 +93,11 @@ def keep(cockpit: Cockpit, names: list[str]) -> list[Saved]:
     if names:
         rows = attacher.rows()
         for name in names:
-            attaching.find(rows, name)
+            row = attaching.find(rows, name)
+            if row.task:
+                raise ValueError(
+                    f"{name} is still being made by {attaching.cell_title(row.cell)}; keep it when it is there"
+                )
         attacher.keep(names)
     return attacher.saved()
 
@@ -126,7 +132,10 @@ def fetch(cockpit: Cockpit, names: list[str]) -> None:
     attacher = _attacher(cockpit)
     rows = attacher.rows()
     found = []
+    cockpit.late.bring(*names)
     for name in names:
+        if name in cockpit.names.held() and all(row.name != name or row.job == attacher.job for row in rows):
+            continue  # It has just come, or was here.
         why = cockpit.names.left_behind.get(name)
         if why is not None and all(row.name != name for row in rows):
             raise NbrayError(
