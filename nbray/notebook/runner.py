@@ -239,19 +239,26 @@ def _as_main(module: types.ModuleType) -> Iterator[None]:
 def _run(task: CellTask, namespace: dict[str, Any]) -> None:
     lines = task.source.splitlines(keepends=True)
     linecache.cache[task.filename] = (len(task.source), None, lines, task.filename)
-    tree = ast.parse(task.source, task.filename)
-    last = tree.body[-1] if tree.body else None
-    if task.display and isinstance(last, ast.Expr):
-        target = ast.copy_location(ast.Name(RESULT, ast.Store()), last)
-        tree.body[-1] = ast.copy_location(ast.Assign([target], last.value), last)
-    flags = task.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    code = compile(tree, task.filename, "exec", flags=flags, dont_inherit=True)
+    code = _compiled(task.source, task.filename, task.flags, task.display)
     if code.co_flags & inspect.CO_COROUTINE:
         import asyncio
 
         asyncio.run(eval(code, namespace))
     else:
         exec(code, namespace)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(source: str, filename: str, flags: int, display: bool) -> types.CodeType:
+    """The cell, its last value (``display``) bound to `RESULT`. Kept for cells that run again and for the items of ``--map``."""
+    tree = ast.parse(source, filename)
+    last = tree.body[-1] if tree.body else None
+    if display and isinstance(last, ast.Expr):
+        target = ast.copy_location(ast.Name(RESULT, ast.Store()), last)
+        tree.body[-1] = ast.copy_location(ast.Assign([target], last.value), last)
+    flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    code: types.CodeType = compile(tree, filename, "exec", flags=flags, dont_inherit=True)
+    return code
 
 
 def _bound(task: CellTask, before: dict[str, Any], namespace: dict[str, Any]) -> list[str]:
