@@ -24,7 +24,8 @@ from nbray.api import functions
 from nbray.installed import InstalledWatch
 from nbray.messages import World as WorldMessage
 from nbray.preferences import Collector
-from nbray.worker.world import Module, World, encode, standard_names
+from nbray.worker.modules import standard_names
+from nbray.worker.world import Module, World, encode
 
 if TYPE_CHECKING:
     from nbray.api.context import Runtime

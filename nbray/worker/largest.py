@@ -6,6 +6,7 @@ sizes only: no value is printed, and none of the user's code is called. Containe
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the functions behind ``signal``: those make enums, which costs each worker memory pages
 import os
 import signal
 import sys
@@ -54,7 +55,7 @@ def answer_asks(executor: Executor, link: Link) -> None:
         link.out.append(Largest(found))
 
     link.on_wake[ASK] = answer
-    signal.signal(ASK, lambda *_: None)
+    _signal.signal(ASK, lambda *_: None)
     # A system call of the user's goes on as if nothing had been.
     signal.siginterrupt(ASK, False)
 

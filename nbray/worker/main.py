@@ -6,6 +6,7 @@ run that was dispatched ahead may start, through the token pipe (protocol sectio
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the functions behind ``signal``: those make enums, which costs each worker memory pages
 import gc
 import os
 import select
@@ -48,6 +49,8 @@ OOM_SCORE = 500
 """The kernel is to choose workers, never the notebook, when memory runs out."""
 
 
+_SIGINT, _SIGKILL = int(signal.SIGINT), int(signal.SIGKILL)
+
 TOKEN_LOOK = 20
 """Milliseconds between looks at what other threads have read, while a token is awaited."""
 
@@ -63,7 +66,7 @@ class WorkerInterrupts(Interrupts):
         """Whether the user's code executes."""
         self._deferred = False
         self._early: set[int] = set()
-        signal.signal(signal.SIGINT, self._signal)
+        _signal.signal(_SIGINT, self._signal)
 
     def enter(self) -> bool:
         if threading.get_ident() != self._main:
@@ -267,7 +270,7 @@ class WorkerLoop:
 def run_worker(number: int, fds: list[int], common: Common, parent: int) -> int:
     """Be worker ``number`` until it ends; the exit status."""
     sock_fd, tokens, interrupt, _life, out, err = fds
-    platform.set_parent_death_signal(signal.SIGKILL)
+    platform.set_parent_death_signal(_SIGKILL)
     if os.getppid() != parent:
         return 1
     os.dup2(out, 1)

@@ -43,6 +43,11 @@ class _SentLoader(SourceFileLoader):
         )
 
 
+def standard_names() -> list[str]:
+    """Modules of the standard library that come from files, in an order that driver and worker share."""
+    return sorted(sys.stdlib_module_names)
+
+
 class Finder:
     """First on ``sys.meta_path``. ``blobs``: what the node has sent, by content id."""
 
@@ -54,7 +59,8 @@ class Finder:
         self._blobs = blobs
         self._entries: dict[str, Module] = {}
         self._loaded: dict[str, bytes] = {}
-        self._standard: frozenset[str] = frozenset()
+        self._standard = {name: at for at, name in enumerate(standard_names())}
+        """Positions in `World.standard`. Looked up one by one: making a set of all names would cost each worker memory pages."""
         self._bits = b""
         self._born = 0.0
         self._inherited: frozenset[str] = frozenset()
@@ -69,8 +75,10 @@ class Finder:
         sys.meta_path.insert(0, self)
 
     def inherit(self) -> None:
-        """In the zygote: what is loaded now is what workers inherit."""
+        """In the zygote: what is loaded now is what workers inherit, but not that some directory does not exist."""
         self._inherited = frozenset(sys.modules)
+        for entry in [entry for entry, finder in sys.path_importer_cache.items() if finder is None]:
+            del sys.path_importer_cache[entry]
 
     def begin(self) -> None:
         """The worker begins: what is imported from now on is as young as its file."""
@@ -90,9 +98,14 @@ class Finder:
         entry = self._entries.get(name)
         if entry is not None:
             return self._spec(entry)
-        if path is None and name in self._standard:
+        if path is None and self._is_standard(name):
             return PathFinder.find_spec(name, self._library)
         return None
+
+    def _is_standard(self, name: str) -> bool:
+        """Whether the driver has this module, and has it from the standard library."""
+        at = self._standard.get(name)
+        return at is not None and at >> 3 < len(self._bits) and bool(self._bits[at >> 3] >> (at & 7) & 1)
 
     def invalidate_caches(self) -> None:
         """Nothing is cached."""
@@ -118,13 +131,7 @@ class Finder:
 
     def take_on(self, world: World, *, replace: bool) -> bool:
         """Offer the modules of a world. With ``replace``, loaded ones that are not the driver's are unloaded; whether there were any."""
-        from nbray.worker.world import standard_names
-
-        if world.standard != self._bits:
-            self._bits = world.standard
-            self._standard = frozenset(
-                name for at, name in enumerate(standard_names()) if world.standard[at >> 3] >> (at & 7) & 1
-            )
+        self._bits = world.standard
         entries = {module.name: module for module in world.modules}
         if not replace:
             self._entries.update((name, entry) for name, entry in entries.items() if name not in sys.modules)

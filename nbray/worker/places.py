@@ -6,6 +6,7 @@ which the interpreter writes even while the main thread is inside a call into C.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the functions behind ``signal``: those make enums, which costs each worker memory pages
 import asyncio
 import os
 import signal
@@ -28,6 +29,10 @@ FRAMES = 30
 _OWN = os.path.dirname(os.path.abspath(nbray.__file__)) + os.sep
 
 
+def _ignored(_number: int, _frame: FrameType | None) -> None:
+    """The signal has done what it is for when its number is in the wake-up descriptor."""
+
+
 def answer_looks(executor: Executor, link: Link) -> None:
     """From now on the signal is answered. Called in the main thread."""
 
@@ -35,7 +40,7 @@ def answer_looks(executor: Executor, link: Link) -> None:
         link.out.append(Places(places(executor)))
 
     link.on_wake[LOOK] = look
-    signal.signal(LOOK, lambda *_: None)
+    _signal.signal(LOOK, _ignored)
     # A system call of the user's goes on as if nothing had been.
     signal.siginterrupt(LOOK, False)
     signal.set_wakeup_fd(link.wake_descriptor, warn_on_full_buffer=False)

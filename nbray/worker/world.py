@@ -66,11 +66,6 @@ def encode(world: World) -> bytes:
     return msgspec.msgpack.encode(world)
 
 
-def standard_names() -> list[str]:
-    """Modules of the standard library that come from files, in an order that driver and worker share."""
-    return sorted(sys.stdlib_module_names)
-
-
 _touched = False
 """Whether the running code has changed the working directory or the environment."""
 
@@ -154,6 +149,12 @@ def _telling(spec: ModuleSpec) -> ModuleSpec:
     return spec
 
 
+def _raw(environ: os._Environ[bytes]) -> dict[bytes, bytes]:
+    """The variables without a check and a copy of each."""
+    found: dict[bytes, bytes] = environ._data  # type: ignore[attr-defined]
+    return found
+
+
 class Surroundings:
     """The world of this worker: takes on what the node sends, when the run that it is for begins, and restores it after each task."""
 
@@ -191,8 +192,6 @@ class Surroundings:
         """Become a worker of a session, with these GPUs, threads and this ``runtime_env``."""
         self.gpus = tuple(message.gpus)
         self._cpus = message.cpus
-        # What was installed since the zygote started is there.
-        importlib.invalidate_caches()
         if message.blob:
             self._asked = runtime_env.decode(message.blob)
             self._set_up()
@@ -216,11 +215,13 @@ class Surroundings:
             world = _decode(changes.popleft()[1])
         if world is None:
             return False
+        if self._world is not None:
+            # Directories of the first one have not been looked into yet, and those of packages tell by their time when something was installed.
+            importlib.invalidate_caches()
         self._world = world
         runtime = context.current()
         if runtime is not None:
             runtime.namespace = world.namespace
-        importlib.invalidate_caches()
         unloaded = self._finder.take_on(world, replace=True)
         self.main.take_on(*world.main)
         self._take_on_path(world)
@@ -252,10 +253,12 @@ class Surroundings:
         global _touched
         environ = os.environb
         zone = environ.get(b"TZ")
-        for name in [name for name in environ if name not in self._environment]:
-            del environ[name]
+        now = dict(_raw(environ))
+        for name in now:
+            if name not in self._environment:
+                del environ[name]
         for name, value in self._environment.items():
-            if environ.get(name) != value:
+            if now.get(name) != value:
                 environ[name] = value
         if not zone == self._zone == environ.get(b"TZ"):
             self._zone = environ.get(b"TZ")
@@ -298,7 +301,7 @@ class Surroundings:
         sys.path[:] = path + [entry for entry in self._own_path if entry not in path]
 
     def _take_on_environment(self) -> None:
-        base = self._world.environment if self._world is not None else dict(os.environb)
+        base = self._world.environment if self._world is not None else dict(_raw(os.environb))
         self._environment = adoption.environment(base, self._cpus, self.gpus)
         if self._asked is not None:
             runtime_env.add_variables(self._asked, self._environment)

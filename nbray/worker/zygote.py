@@ -6,6 +6,7 @@ workers and reports how they ended. When it ends, the kernel ends the workers an
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the functions behind ``signal``: those make enums, which costs each worker memory pages
 import gc
 import json
 import os
@@ -23,6 +24,7 @@ BLAS_VARIABLES = (
     "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "BLIS_NUM_THREADS",
 )  # fmt: skip
 WORKER_FDS = 6
+_SIGCHLD = int(signal.SIGCHLD)
 
 END_SECONDS = 2.0
 """Seconds for which a zygote that ends waits for what it has killed."""
@@ -62,8 +64,9 @@ class Zygote:
     """Forks on request until the node's socket closes."""
 
     def __init__(self, told: dict[str, Any]) -> None:
-        from nbray.worker.main import Common
+        from nbray.worker.main import Common, run_worker
 
+        self.run_worker = run_worker
         self.common = Common(told)
         self.node = socket.socket(fileno=told["socket"])
         self.pids: dict[int, int] = {}
@@ -119,7 +122,7 @@ class Zygote:
         elif kind == RETIRE:
             self.retired = True
         elif (pid := self.pids.get(number)) is not None:
-            _signal(pid, sent, group)
+            _send_signal(pid, sent, group)
         return True
 
     def _fork(self, number: int, fds: list[int]) -> None:
@@ -148,20 +151,18 @@ class Zygote:
         self.node.send(encode_forked(number, pid))
 
     def _become_worker(self, number: int, fds: list[int], parent: int) -> None:
-        from nbray.worker.main import run_worker
-
         status = 1
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            _signal.signal(_SIGCHLD, _signal.SIG_DFL)
             os.setpgid(0, 0)
             platform.end_group_with(self.life_read)
             os.close(self.life_write)
             os.close(self.life_read)
-            self.node.close()
+            os.close(self.node.detach())
             os.close(self.wake_read)
             os.close(self.wake_write)
-            status = run_worker(number, fds, self.common, parent)
+            status = self.run_worker(number, fds, self.common, parent)
         except BaseException:  # noqa: BLE001  (it goes to the log; a child must never return into the zygote's loop)
             sys.excepthook(*sys.exc_info())
         finally:
@@ -184,7 +185,7 @@ class Zygote:
                 os.waitpid(pid, 0)
                 continue
             # What the worker's code has started ends with it; while the worker is a zombie its group's number cannot be another's.
-            _signal(pid, signal.SIGKILL, True)
+            _send_signal(pid, signal.SIGKILL, True)
             _, status = os.waitpid(pid, 0)
             del self.pids[number]
             self.node.send(encode_exited(number, pid, status))
@@ -192,18 +193,18 @@ class Zygote:
     def _end_all(self) -> None:
         """End the workers and whatever they have started, also what has left their process groups: it comes to us when its parent ends."""
         for pid in self.pids.values():
-            _signal(pid, signal.SIGKILL, True)
+            _send_signal(pid, signal.SIGKILL, True)
         deadline = time.monotonic() + END_SECONDS
         while time.monotonic() < deadline:
             for pid in platform.children_of_this_process():
-                _signal(pid, signal.SIGKILL, pid in self.numbers)
+                _send_signal(pid, signal.SIGKILL, pid in self.numbers)
             try:
                 os.waitpid(-1, 0)
             except ChildProcessError:
                 return
 
 
-def _signal(pid: int, number: int, group: bool) -> None:
+def _send_signal(pid: int, number: int, group: bool) -> None:
     """Signal a child, or its group; a child that does not lead its group yet is signalled alone."""
     for send in (os.killpg, os.kill) if group else (os.kill,):
         try:
