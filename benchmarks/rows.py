@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Group = Literal["start", "tasks", "actors", "objects", "million"]
-GROUPS: tuple[Group, ...] = ("start", "tasks", "actors", "objects", "million")
+Group = Literal["start", "tasks", "actors", "objects", "notebook", "million"]
+GROUPS: tuple[Group, ...] = ("start", "tasks", "actors", "objects", "notebook", "million")
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,10 @@ _ROWS: dict[Group, list[Row]] = {
         Row("single client put gigabytes", "GB/s"),
         Row("multi client put gigabytes", "GB/s"),
         Row("single client get object containing 10k refs", target=Target(ray=10)),
+    ],
+    "notebook": [
+        Row("magic overhead of %%remote", "ms", Target(at_most=1), lower=True),
+        Row("magic overhead of %%remote, 7 MB captured", "ms", Target(at_most=1), lower=True),
     ],
     "million": [
         Row("many tasks, refs dropped", "tasks/s"),

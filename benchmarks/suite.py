@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks import processes
+from benchmarks import magic, processes
 from benchmarks.adapters import CPUS, Adapter, UnsupportedError, adapter
 from benchmarks.rows import GROUP_OF
 from benchmarks.session import Reporter
@@ -420,6 +420,28 @@ def get_refs(bench: Bench) -> list[float]:
     return bench.rate(lambda: get(ref))
 
 
+# ---- the notebook ---------------------------------------------------------------------------------------------------------------
+
+
+def magic_overhead(bench: Bench) -> Figures:
+    """In a kernel with a cluster of its own: the one of this process would only share the CPUs with it."""
+    if bench.system.name != "nbray":
+        raise UnsupportedError
+    count = max(int(100 * bench.scale), 30)
+    found: Figures = {name: [] for name in _MAGIC_SIZES}
+    with magic.Notebook(CPUS) as notebook:
+        for _ in range(bench.windows):
+            for name, size in _MAGIC_SIZES.items():
+                found[name].append(magic.overhead_ms(notebook.pairs(size, count)))
+    return found
+
+
+_MAGIC_SIZES = {
+    "magic overhead of %%remote": 8 * magic.KB,
+    "magic overhead of %%remote, 7 MB captured": 7 * magic.MB,
+}
+
+
 # ---- a million tasks ------------------------------------------------------------------------------------------------------------
 
 
@@ -497,6 +519,7 @@ def tasks_queued(bench: Bench) -> Figures:
 
 
 for _case in (
+    Case("magic overhead of %%remote", tuple(_MAGIC_SIZES), magic_overhead),
     Case(
         "many tasks, refs dropped",
         (
