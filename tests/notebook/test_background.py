@@ -17,7 +17,7 @@ GATE = "import time\nwhile not (folder / {gate!r}).exists(): time.sleep(0.01)\n"
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    with Kernel(cwd=str(tmp_path_factory.mktemp("notebook"))) as k:
+    with Kernel({"JPY_SESSION_NAME": "late.ipynb"}, cwd=str(tmp_path_factory.mktemp("notebook"))) as k:
         assert k.run("%load_ext nbray").error is None
         assert k.run("%cluster start --cpus 3").error is None
         yield k
