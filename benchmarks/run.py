@@ -5,6 +5,7 @@ machine whose speed drifts treats all alike. A full run writes benchmarks/RESULT
 """
 
 import argparse
+import compileall
 import difflib
 import json
 import os
@@ -340,6 +341,9 @@ def main() -> int:
     if arguments.only:
         cases = _choose(arguments.only, cases)
     cases = {group: names for group, names in cases.items() if names}
+
+    # As an installer does. In a checkout bytecode is older than what was edited last, and a cold start would compile it every time.
+    compileall.compile_dir(ROOT / "nbray", quiet=2)
 
     pythons = {name: arguments.peer_python if name in ("ray", "dask") else sys.executable for name in systems}
     versions: dict[str, str | None] = {}
