@@ -458,7 +458,7 @@ def start_cluster(
             "store_limit": store_limit,
             "store_patience": settings.store_patience,
             "data": settings.data_dir,
-            "span": store_limit // 4096 * 4096 * 8,
+            "span": store_limit // 4096 * 4096 * configuration.SPAN,
             "details": details,
             "ttl": settings.ttl,
             "memory_limit": memory_limit,

@@ -29,6 +29,9 @@ from typing import NamedTuple
 INLINE_LIMIT = 16 * 1024
 """Bytes up to which values travel in messages and live in the node's table; larger ones go to the arena (protocol section 10)."""
 
+SPAN = 8
+"""Addresses of the arena per byte that may be used of it (protocol section 10)."""
+
 INLINE_TOTAL = 256 * 1024 * 1024
 """Bytes of such values per node above which the oldest move into the arena (protocol section 10)."""
 

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from nbray import ids, platform
 from nbray.api import context
 from nbray.api.machine import ERROR_KIND, LOCATED, PENDING, READY, VALUE, ClientMachine, Entry, Scope, Stream
 from nbray.api.refs import ObjectRef, ObjectRefGenerator
-from nbray.config import HEAD_PATIENCE, IDLE_PIN, PENDING_LIMIT
+from nbray.config import HEAD_PATIENCE, IDLE_PIN, PENDING_LIMIT, SPAN
 from nbray.engine.awaited import Awaited
 from nbray.engine.base import Engine
 from nbray.engine.forks import Forks
@@ -529,6 +529,16 @@ class LocalEngine(Engine):
         if self.closed:
             self._check()
         entries = [self._entry(ref) for ref in refs]
+        try:
+            return self._get(refs, entries, timeout, writable)
+        except StoreFullError as error:
+            if type(error) is not StoreFullError or _bytes_at_once(entries) < self.welcome.span // SPAN // 2:
+                raise
+            raise StoreFullError(f"{error} {_in_pieces(entries)}") from None
+
+    def _get(
+        self, refs: Sequence[ObjectRef[Any]], entries: list[Entry], timeout: float | None, writable: bool
+    ) -> list[Any]:
         for entry in entries:
             if entry.state != VALUE and entry.state != LOCATED:
                 self._fetch(refs, entries, timeout)
@@ -595,6 +605,8 @@ class LocalEngine(Engine):
             elif entry.state == VALUE and entry.kind == ERROR_KIND:
                 return
         machine = self.machine
+        if len(missing) > 1 and _bytes_at_once(entries) > (store := self.welcome.span // SPAN):
+            raise StoreFullError(f"the object store holds {store / 2**20:.1f} MB in all.")
         if machine.idle:
             self._make_room(entries)
         for entry in missing.values():
@@ -955,6 +967,20 @@ class LocalEngine(Engine):
         self.link.dead = self.closed
         # Else the node would not notice the end of the parent while this process lives.
         self.link.sock.close()
+
+
+def _bytes_at_once(entries: Iterable[Entry]) -> int:
+    """Bytes of the store that are looked at while all of these values are, as far as is known."""
+    return sum({id(entry): entry.size for entry in entries if entry.state in (READY, LOCATED)}.values())
+
+
+def _in_pieces(entries: Sequence[Entry]) -> str:
+    """What to do when values do not fit into the store together."""
+    return (
+        f"This get asks for {len(entries)} values at once, {_bytes_at_once(entries) / 2**20:.1f} MB or more, and all of them stay in the store while arrays "
+        "made from them live. Get them one by one, and let go of each before the next (for ref in refs: use(nbray.get(ref))), pass the refs to tasks that "
+        "make them smaller, or start the cluster with a larger store."
+    )
 
 
 def _before_fork() -> None:
