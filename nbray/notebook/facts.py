@@ -136,12 +136,13 @@ def status() -> Status:
 
 
 def paths(here: Facts) -> list[tuple[str, str, int]]:
-    """(what, path, bytes on disk) of everything the cluster has written."""
-    return [
-        (what, path, _size(path))
-        for what, path in (("logs", here.log), ("spill", here.spill), ("runtime", here.directory))
-        if path
-    ]
+    """(what, path, bytes on disk) of everything this cluster and those before it have written."""
+    data = config.settings().data_dir
+    results = os.path.join(data, "results") if data else ""
+    places = [("logs", here.log), ("spill", here.spill), ("runtime", here.directory)]
+    if os.path.isdir(results):
+        places.append(("results", results))
+    return [(what, path, _size(path)) for what, path in places if path]
 
 
 def _size(path: str) -> int:
