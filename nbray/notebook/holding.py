@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbray.api import context
 from nbray.api.machine import LOCATED
-from nbray.notebook import targets
+from nbray.notebook import stored, targets
 
 if TYPE_CHECKING:
     from nbray.notebook.cockpit import Cockpit
@@ -45,7 +45,8 @@ def _regions() -> list[tuple[int, int, bytes]]:
     """(first address, one after the last, object) of what this process looks at in the object store."""
     engine: Any = context.require().engine
     base = engine.memory.address
-    return [
+    kept = stored.of_this_process()
+    return ([] if kept is None else kept.objects()) + [
         (base + entry.offset, base + entry.offset + entry.size, object_id)
         for object_id, entry in list(engine.entries.items())
         if entry.state == LOCATED and entry.views
@@ -53,7 +54,7 @@ def _regions() -> list[tuple[int, int, bytes]]:
 
 
 def _viewed(value: Any, regions: list[tuple[int, int, bytes]]) -> Iterator[bytes]:
-    for address in _addresses(value):
+    for address in (id(value), *_addresses(value)):
         for start, end, object_id in regions:
             if start <= address < end:
                 yield object_id

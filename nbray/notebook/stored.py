@@ -100,6 +100,18 @@ class StoredInputs:
         """Bytes that are kept for later cells."""
         return sum(kept.size for kept in list(self._kept.values()))
 
+    def objects(self) -> list[tuple[int, int, bytes]]:
+        """Where in this process's memory is what the store keeps for it: first address, one after the last, object; (id, id + 1, object) for
+        what is known as a whole.
+        """
+        found = []
+        for key, kept in list(self._kept.items()):
+            if isinstance(key, tuple) and isinstance(key[0], int):
+                found.append((key[0], key[0] + kept.size, kept.ref._id))
+            elif isinstance(key, tuple):
+                found.append((key[1], key[1] + 1, kept.ref._id))
+        return found
+
     def sweep(self) -> None:
         """Let go of what the notebook has not any more; what can be referred to weakly goes by itself."""
         for key, kept in list(self._kept.items()):
@@ -278,8 +290,8 @@ class Placement:
             # Nobody holds the object any more but this view: from now on its copy is what is used.
             return self._known((address, size), view, root) or self._new((address, size), view, root)
         if not fixed and not platform.unwritten(address, size):
-            _, memory = self._store.engine.raw(ref)
-            if not self._same(view, memory[address - start : address - start + size]):
+            first = SharedMemory.original(root, address, size)
+            if not self._same(view, first):
                 return None
         self.inputs.reused += size
         return self._place(ref), address - start, size

@@ -165,3 +165,11 @@ def test_warnings_and_logs_are_those_of_the_notebook(kernel: Kernel) -> None:
     run = ok(kernel.run(warn))
     assert "look out" not in run.text("stderr")
     assert "mine: a line" in run.text("stderr")
+
+
+def test_the_table_of_objects_says_whose_copies_they_are(kernel: Kernel) -> None:
+    ok(kernel.run("mine = np.full(3_000_000, 2.0); words = 'w' * 3_000_000"))
+    ok(kernel.run("%%remote\nmine[0], words[0]"))
+    text = ok(kernel.run("frame_of_objects = get_ipython().run_line_magic('cluster', 'objects')\nprint(frame_of_objects.to_string())")).text()  # fmt: skip
+    assert any("mine" in line for line in text.splitlines())
+    assert any("words" in line for line in text.splitlines())
