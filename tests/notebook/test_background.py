@@ -41,7 +41,10 @@ def gated(gate: str, code: str, flags: str = "-a") -> str:
 
 
 def said(run: Run) -> str:
-    return "\n".join(data["text/plain"] for data in run.shown())
+    """What it displayed, and its status lines as they were at any time."""
+    kinds = ("display_data", "update_display_data")
+    contents = [message["content"] for message in run.messages if message["msg_type"] in kinds]
+    return "\n".join(content["data"].get("text/plain", "") for content in contents)
 
 
 def reads(kernel: Kernel, code: str, gate: Path) -> Run:
