@@ -457,6 +457,7 @@ def start_cluster(
             "resources": resources,
             "store_limit": store_limit,
             "store_patience": settings.store_patience,
+            "head_patience": settings.head_patience,
             "data": settings.data_dir,
             "span": store_limit // 4096 * 4096 * configuration.SPAN,
             "details": details,

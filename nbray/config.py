@@ -7,6 +7,7 @@
 ``NBRAY_DATA_DIR``     directory of results that outlive their cluster (default: below the user's data directory)
 ``NBRAY_STORE_MEMORY`` bytes of the object store (default: 30 % of the memory this process may use)
 ``NBRAY_STORE_PATIENCE``  seconds that a request for memory in a full store waits (10)
+``NBRAY_HEAD_PATIENCE``  seconds that calls wait for a head that is gone, before they fail with GcsUnavailableError (60)
 ``NBRAY_CLUSTER``      name of the cluster to start or join
 ``NBRAY_PORTABLE``     1: use no Linux-only mechanism where a portable one exists
 ``NBRAY_STALE_HINTS``  0: notebooks do not tell which results are stale
@@ -53,6 +54,9 @@ CANCEL_GRACE = 2.0
 HEAD_PATIENCE = 60.0
 """Seconds that calls wait for a head that is gone (protocol section 7)."""
 
+NODE_PATIENCE = 5.0
+"""Seconds more that a client waits for its node, which says itself that the head is gone."""
+
 IDLE_PIN = 0.1
 """Seconds after which a process gives back pins that no view uses."""
 
@@ -66,6 +70,7 @@ class Settings(NamedTuple):
     data_dir: str = ""
     store_memory: int = 0
     store_patience: float = 10.0
+    head_patience: float = HEAD_PATIENCE
     cluster: str = ""
     portable: bool = False
     static: bool = False
@@ -103,6 +108,7 @@ def settings(environment: Mapping[str, str] | None = None) -> Settings:
         data_dir=env.get("NBRAY_DATA_DIR", "") or _data_home(env),
         store_memory=int(_number(env, "NBRAY_STORE_MEMORY", 0)),
         store_patience=_number(env, "NBRAY_STORE_PATIENCE", 10.0),
+        head_patience=_number(env, "NBRAY_HEAD_PATIENCE", HEAD_PATIENCE),
         cluster=env.get("NBRAY_CLUSTER", ""),
         portable=env.get("NBRAY_PORTABLE", "") not in ("", "0"),
         static=env.get("NBRAY_STATIC", "") not in ("", "0"),

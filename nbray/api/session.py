@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 STORE_SHARE = 0.3
 """Share of the memory that the object store may take (design section 3)."""
 
-HELLO_SECONDS = 60.0
+HELLO_SECONDS = 65.0
 MAX_SPARES = 4
 
 

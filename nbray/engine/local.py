@@ -22,7 +22,7 @@ from nbray import ids, platform
 from nbray.api import context
 from nbray.api.machine import ERROR_KIND, LOCATED, PENDING, READY, VALUE, ClientMachine, Entry, Scope, Stream
 from nbray.api.refs import ObjectRef, ObjectRefGenerator
-from nbray.config import HEAD_PATIENCE, IDLE_PIN, PENDING_LIMIT, SPAN
+from nbray.config import HEAD_PATIENCE, IDLE_PIN, NODE_PATIENCE, PENDING_LIMIT, SPAN
 from nbray.engine.awaited import Awaited
 from nbray.engine.base import Engine
 from nbray.engine.forks import Forks
@@ -98,6 +98,7 @@ class LocalEngine(Engine):
         if isinstance(welcome, Shutdown):
             raise NbrayError(welcome.reason)
         self.welcome: Welcome = welcome
+        self._patience = float(welcome.details.get("head_patience", HEAD_PATIENCE)) + NODE_PATIENCE
         worker = hello.role == WORKER
         self.worker = worker
         self.memory = SharedMemory.attach(arena, welcome.span, life) if isinstance(arena, int) else arena
@@ -451,7 +452,7 @@ class LocalEngine(Engine):
             self.machine.out.append(CreateActor(message, options))
             self.link.later()
             return actor, None
-        data = self._request(lambda request: CreateActor(message, options, request), HEAD_PATIENCE)
+        data = self._request(lambda request: CreateActor(message, options, request), self._patience)
         info = msgspec.msgpack.decode(data, type=ActorInfo)
         if info.actor == actor:
             self.entries[actor + FIRST_INDEX] = created
@@ -467,7 +468,7 @@ class LocalEngine(Engine):
 
     def get_actor(self, name: str, namespace: str) -> ActorInfo:
         self._check()
-        data = self._request(lambda request: GetActor(request, name, namespace), HEAD_PATIENCE)
+        data = self._request(lambda request: GetActor(request, name, namespace), self._patience)
         return msgspec.msgpack.decode(data, type=ActorInfo)
 
     # -- objects
@@ -909,7 +910,7 @@ class LocalEngine(Engine):
         self._check()
         encoded = msgspec.msgpack.encode(argument) if argument is not None else b""
         return msgspec.msgpack.decode(
-            self._request(lambda request: Query(request, what, encoded), HEAD_PATIENCE)
+            self._request(lambda request: Query(request, what, encoded), self._patience)
         )
 
     def details(self) -> Mapping[str, Any]:

@@ -178,7 +178,7 @@ class NodeServer:
             config.resources,
             paths.node_socket,
         )
-        self.gcs = GcsClient(registration)
+        self.gcs = GcsClient(registration, patience=float(config.details["head_patience"]))
         self.machine = NodeMachine(config, self.gcs, time.monotonic(), self._reserve if portable else None)
         self.head: Connection | None = None
         self.head_pace = Backoff()
@@ -717,6 +717,8 @@ class NodeServer:
         settled = self.gcs.expire(now)
         if settled:
             self.machine.gcs_settled(settled, now)
+            self.machine.settle(now)
+            self._perform()
         if self.gcs.full is not self.throttled:
             self._throttle()
 
@@ -865,7 +867,12 @@ def serve(
         resources=told["resources"],
         store_limit=told["store_limit"],
         span=told["span"],
-        details=told["details"] | {"packages": os.pathsep.join(packages), "logs": paths.logs},
+        details=told["details"]
+        | {
+            "packages": os.pathsep.join(packages),
+            "logs": paths.logs,
+            "head_patience": str(told["head_patience"]),
+        },
         ttl=told["ttl"],
         pid=os.getpid(),
         socket=paths.node_socket,

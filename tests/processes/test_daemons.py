@@ -496,3 +496,58 @@ def test_nothing_is_left_when_node_and_zygote_are_killed_at_the_same_instant(
     nbray.init(num_cpus=1)
     nbray.shutdown()
     assert list(runtime_dir.iterdir()) == []
+
+
+def test_calls_that_need_a_head_that_does_not_come_back_fail_after_a_while(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its database cannot be opened; when it can again, everything goes on."""
+    import nbray
+    from nbray.exceptions import GcsUnavailableError
+
+    monkeypatch.setenv("NBRAY_HEAD_PATIENCE", "1")
+    nbray.init(num_cpus=1)
+    try:
+
+        @nbray.remote
+        def square(number: int) -> int:
+            return number * number
+
+        @nbray.remote
+        class Named:
+            def call(self) -> int:
+                return 7
+
+        first = Named.options(name="first").remote()
+        assert nbray.get(first.call.remote()) == 7
+        node = node_of(nbray)
+        head = daemon(node, "head")
+        database = Path(nbray.api.context.require().engine.details()["spill"]) / "gcs.sqlite"
+        # The node must not start another one before that cannot work.
+        os.kill(node, signal.SIGSTOP)
+        os.kill(head, signal.SIGKILL)
+        wait_ended(head)
+        aside = database.with_name("aside")
+        database.rename(aside)
+        database.mkdir()
+        os.kill(node, signal.SIGCONT)
+        started = time.monotonic()
+        for call in (
+            lambda: Named.options(name="second").remote(),
+            lambda: nbray.state.tasks(),
+        ):
+            with pytest.raises(GcsUnavailableError):
+                call()
+        assert time.monotonic() - started < 8
+        # Whatever needs no head works all the time.
+        assert nbray.get([square.remote(number) for number in range(20)]) == [n * n for n in range(20)]
+        assert nbray.get(first.call.remote()) == 7
+        database.rmdir()
+        aside.rename(database)
+        until(lambda: "nbray head" in daemons(node), "a head runs again")
+        assert nbray.get(nbray.get_actor("first").call.remote(), timeout=30) == 7
+        names = nbray.state.tasks()["name"].to_pylist()
+        assert len([name for name in names if name.endswith("square")]) == 20
+    finally:
+        nbray.shutdown()
+    assert list(runtime_dir.iterdir()) == []
