@@ -183,6 +183,8 @@ class Surroundings:
     def inherit(self) -> None:
         """In the zygote, when it has imported something."""
         self._finder.inherit()
+        # Their own values are looked at once for all workers.
+        preferences.of_this_worker.take_on({})
 
     def begin(self) -> None:
         """In the worker itself, after the fork."""
