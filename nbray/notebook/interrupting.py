@@ -17,6 +17,10 @@ from typing import Any
 
 from nbray.api import context
 from nbray.config import CANCEL_GRACE
+from nbray.notebook import lifecycle
+
+RESTART_SECONDS = 0.1
+"""Seconds after an interrupt in which the request to restart the kernel must come, if it belongs to one."""
 
 _ASYNC_CELL = "IPythonKernel._cancel_on_sigint"
 
@@ -25,7 +29,10 @@ class Interrupts:
     """Of one notebook. `begin` and `end` are called around each cell."""
 
     def __init__(self, shell: Any, say: Callable[[str], None]) -> None:
+        self._shell = shell
         self._kernel: Any = getattr(shell, "kernel", None)
+        self._asked = "-"
+        """The request whose interrupt was looked at: is it a restart?"""
         self._say = say
         self._pressed = False
         self._request = ""
@@ -58,9 +65,25 @@ class Interrupts:
             # The magic around the interrupted cell has shown the error and gone on; what the user has queued must not.
             result.error_in_exec = KeyboardInterrupt("the cell was interrupted")
 
+    def is_restart(self) -> bool:
+        """Whether the interrupt is how a restart of the kernel begins: then what the cell has started goes on.
+
+        jupyter_client sends SIGINT before it asks the kernel to shut down; the request is there milliseconds later.
+        """
+        request = self._of_request()
+        if request != self._asked:
+            self._asked = request
+            end = time.monotonic() + RESTART_SECONDS
+            while not self._restarts() and (left := end - time.monotonic()) > 0:
+                time.sleep(min(left, 0.005))
+        return self._restarts()
+
+    def _restarts(self) -> bool:
+        return self._shell is not None and lifecycle.ended_for_restart(self._shell) is True
+
     def _cancel(self, cell: str) -> None:
         runtime = context.current()
-        if runtime is None:
+        if runtime is None or self.is_restart():
             return
         if self._stopping[1] > time.monotonic():
             self._force()

@@ -112,6 +112,8 @@ class OverItems:
                 self._wait(run, function, shared, deadline)
             run.state = "done"
         except KeyboardInterrupt as interrupt:
+            if cockpit.interrupts.is_restart():
+                raise
             self._stop(run)
             done = len(self._fan.values)
             text = f"KeyboardInterrupt: {done} of {self._fan.count} items are done"

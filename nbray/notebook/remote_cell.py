@@ -268,6 +268,8 @@ class RemoteCells:
             if run.options.on_interrupt == "detach" and run.ref is not None:
                 background.leave(self.cockpit, run)
                 return None
+            if self.cockpit.interrupts.is_restart():
+                raise
             self._cancel(run)
             failing.shown_as(
                 interrupt, ["KeyboardInterrupt: the cell is cancelled, with the tasks that it started"]

@@ -197,6 +197,23 @@ def test_a_crash_loses_nothing_and_only_attach_brings_it_back(book: Kernel) -> N
     assert "kept_array" not in held(book)
 
 
+@pytest.mark.parametrize("how", [Kernel.restart, crash])
+def test_a_cell_that_the_kernel_waits_for_goes_on_without_it(
+    book: Kernel, how: Callable[[Kernel], None]
+) -> None:
+    """Jupyter interrupts a kernel before it restarts it: that is no interrupt of the cell."""
+    folder = ok(book.run("import os; os.getcwd()")).result
+    run = book.start(
+        "%%remote\nimport os, time\nprint('begins', flush=True)\nwhile not os.path.exists('gate'):\n    time.sleep(0.01)\nwaited = 6"
+    )
+    book.read_until([run], lambda: "begins" in run.text())
+    how(book)
+    assert "1 task running" in start(book)
+    ok(book.run("%cluster attach"))
+    ok(book.run(f"open({folder} + '/gate', 'w').close()"))
+    assert ok(book.run("waited")).result == "6"
+
+
 def test_a_cell_that_ends_while_no_kernel_is_there_binds_its_names_and_its_output_is_shown(
     book: Kernel,
 ) -> None:
