@@ -361,9 +361,7 @@ def test_shell_commands(nb: Notebook) -> None:
     assert nb.names["_exit_code"] == 0
 
 
-@pytest.mark.parametrize(
-    "source", ["input()", "breakpoint()", "get_ipython().run_line_magic('matplotlib', 'inline')"]
-)
+@pytest.mark.parametrize("source", ["input()", "breakpoint()"])
 def test_what_works_in_the_notebook_only_says_so(nb: Notebook, source: str) -> None:
     assert "%%remote" in str(failure(nb, source))
 
