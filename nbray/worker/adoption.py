@@ -86,7 +86,11 @@ class Seeder:
         self._late: bytes | None = None
         """The seed for numpy, should the running task import it."""
         if "numpy.random" not in sys.modules:
-            sys.meta_path.insert(0, _LateNumpy(self.loaded))
+            sys.meta_path.insert(0, _Late("numpy.random", self.loaded))
+        self._torch: bytes | None = None
+        """The same for torch."""
+        if "torch" not in sys.modules:
+            sys.meta_path.insert(0, _Late("torch", self._seed_torch))
 
     def seed(self, task: bytes) -> None:
         """6 µs; torch's generators too, where it is loaded."""
@@ -101,9 +105,14 @@ class Seeder:
             self._numpy.seed(seed[16:])
         else:
             self._late = seed[16:]
-        torch: Any = modules.get("torch")
-        if torch is not None and hasattr(torch, "manual_seed"):
-            torch.manual_seed(int.from_bytes(seed[:8], "little"))
+        self._torch = seed[:8]
+        if "torch" in modules:
+            self._seed_torch()
+
+    def _seed_torch(self) -> None:
+        torch: Any = sys.modules.get("torch")
+        if self._torch is not None and hasattr(torch, "manual_seed"):
+            torch.manual_seed(int.from_bytes(self._torch, "little"))
 
     def loaded(self) -> None:
         """numpy.random has just been imported: by a task, perhaps, whose seed is known."""
@@ -112,17 +121,18 @@ class Seeder:
             self._numpy.seed(self._late)
 
 
-class _LateNumpy:
-    """First on ``sys.meta_path`` until numpy.random is imported, in a worker that was forked before the zygote had done so: calls back then."""
+class _Late:
+    """First on ``sys.meta_path`` until a module is imported that the zygote did not have: calls back then."""
 
-    def __init__(self, loaded: Callable[[], None]) -> None:
+    def __init__(self, module: str, loaded: Callable[[], None]) -> None:
+        self._module = module
         self._loaded = loaded
 
     def find_spec(
         self, name: str, _path: Sequence[str] | None = None, _target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """As the import system asks for it."""
-        if name != "numpy.random":
+        if name != self._module:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
