@@ -42,6 +42,9 @@ PUSH_WINDOW = 8 * 1024 * 1024
 PENDING_LIMIT = 1_000_000
 """Unfinished tasks of one process above which ``.remote()`` waits."""
 
+WORLDS = 64
+"""Worlds of one client that its node keeps for it: to one that it has not used since as many others it sends the whole again."""
+
 PREFETCH = 16
 """Tasks dispatched ahead to a worker when the function's mean time is under 1 ms (protocol section 5: depth 16 gives 3x of depth 1)."""
 

@@ -21,6 +21,7 @@ import msgspec
 
 from nbray import ids
 from nbray.api import functions
+from nbray.config import WORLDS
 from nbray.installed import InstalledWatch
 from nbray.messages import World as WorldMessage
 from nbray.preferences import Collector
@@ -46,7 +47,8 @@ class WorldWatch:
         self._runtime = runtime
         self._lock = threading.Lock()
         self._modules = _modules
-        self._known: set[bytes] = set()
+        self._known: dict[bytes, None] = {}
+        """The last `WORLDS` of them: those that the node has, which counts in the same way."""
         self._sent = (b"", b"", 0)
         self._installed: InstalledWatch | None = None
         self._search: list[str] = []
@@ -138,7 +140,10 @@ class WorldWatch:
                     world, b"" if world in self._known else blob, process, sources or None, installed
                 )
             )
-            self._known.add(world)
+            self._known.pop(world, None)
+            self._known[world] = None
+            if len(self._known) > WORLDS:
+                del self._known[next(iter(self._known))]
             self._sent = (world, process, installed)
         self._directory, self._environment, self._path = directory, environment, search
         self._trace = trace

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from nbray import ids
-from nbray.config import INLINE_LIMIT, INLINE_TOTAL
+from nbray.config import INLINE_LIMIT, INLINE_TOTAL, WORLDS
 from nbray.events import NodeRow, ObjectRow, Page, TaskEvent, WorkerEvent, WorkerRow
 from nbray.gcs.client import GcsClient, Settled
 from nbray.gcs.messages import EndJob, RegisterJob
@@ -98,6 +98,9 @@ IDLE_SECONDS = 30.0
 
 STARTS = 8
 """Workers in a row that may end before they have said hello; then what waits for a worker fails instead of waiting for ever."""
+
+MOST_WORLDS = 4 * WORLDS
+"""Worlds, of some kilobytes each, from which on the node lets go of those that nobody needs any more."""
 
 STUCK_SECONDS = 0.5
 """Seconds between looks for circles of waits."""
@@ -186,6 +189,7 @@ class NodeMachine:
         self.effects: list[NodeEffect] = []
         self.functions: dict[bytes, bytes] = {}
         self.worlds: dict[bytes, World] = {}
+        self._most_worlds = MOST_WORLDS
         self._kinds: dict[bytes, Kind] = {}
         self._numbers = 0
         self.objects = ObjectTable(
@@ -618,9 +622,28 @@ class NodeMachine:
             # They have imported modules that the driver has reloaded since.
             self.pool.dismiss(peer.session, peer.process)
         peer.world = message.world
+        recent = peer.worlds
+        recent.pop(message.world, None)
+        recent[message.world] = None
+        if len(recent) > WORLDS:
+            del recent[next(iter(recent))]
         peer.process = message.process
         if message.blob:
             self.worlds.setdefault(message.world, message)
+            if len(self.worlds) > self._most_worlds:
+                self._forget_worlds()
+
+    def _forget_worlds(self) -> None:
+        """Let go of worlds that nobody returns to: no client, no task that waits or runs or may run again, no actor that may restart."""
+        used: set[bytes] = set()
+        for peer in self.peers.values():
+            used.add(peer.world)
+            used.update(peer.worlds)
+        used.update(task.world for task in self.tasks.tasks.values())
+        used.update(actor.creation.world for actor in self.actors.actors.values())
+        used.update(e.producer.world for e in self.objects.objects.values() if e.producer is not None)
+        self.worlds = {name: world for name, world in self.worlds.items() if name in used}
+        self._most_worlds = max(MOST_WORLDS, 2 * len(self.worlds))
 
     def _on_origin(self, peer: Peer, message: Origin) -> None:
         peer.cell = message.cell

@@ -15,7 +15,7 @@ class Peer:
 
     __slots__ = (
         "cell", "count", "environment", "execution", "held", "job", "keep", "kinds", "label", "namespace", "number", "out", "pid", "process", "role", "session",
-        "transient", "unsent", "urgent", "worker", "world",
+        "transient", "unsent", "urgent", "worker", "world", "worlds",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
@@ -31,6 +31,8 @@ class Peer:
         """Nobody comes back for it when its connection is lost."""
         self.execution = b""
         self.world = b""
+        self.worlds: dict[bytes, None] = {}
+        """The last `WORLDS` that it was in, which it need not send again."""
         self.process = b""
         self.environment = b""
         """Of a worker: the ``runtime_env`` that it was made for, which what its tasks submit inherits."""
