@@ -100,9 +100,11 @@ class WorldWatch:
         environment: dict[bytes, bytes] = dict(os.environ._data)  # type: ignore[attr-defined]
         search = list(sys.path)
         loaded = list(sys.modules.items())
-        if trace_of(loaded) != self._trace or epoch != self._epoch:
+        if trace_of(loaded) != self._trace:
             self._found = self._modules.look(loaded, epoch != self._epoch)
             self._standard = self._modules.standard(loaded)
+        elif epoch != self._epoch:
+            self._found = self._modules.look_again()
         trace = self._modules.trace
         found = self._found
         main = sys.modules.get("__main__")
@@ -201,6 +203,13 @@ class UserModules:
             self._last = getattr(loaded[-1][1], "__spec__", None)
             self.trace = trace_of(loaded)
             found = self._look(loaded, closely)
+        return [found[name].record for name in sorted(found)]
+
+    def look_again(self) -> list[Module]:
+        """As `look` closely, when nothing was loaded since: among thousands of modules only the user's are looked at."""
+        modules = sys.modules
+        with self._lock:
+            found = self._look([(name, modules[name]) for name in list(self._seen) if name in modules], True)
         return [found[name].record for name in sorted(found)]
 
     def _look(self, loaded: list[tuple[str, Any]], closely: bool) -> dict[str, _Seen]:
