@@ -74,10 +74,26 @@ def live(row: CellRow, waited: float) -> str:
     return f"{', '.join(parts) or 'waiting'}; {time}"
 
 
-def others(rows: Sequence[CellRow], waited: float) -> str:
-    """A cell that has no tasks of its own waits for those of others."""
-    named = [f"{row.cell.partition(' ')[0] or 'earlier'}: {unfinished(row):,} left" for row in rows[:3]]
-    return f"waiting for tasks of {', '.join(named)}; {duration(waited)}"
+def others(reason: str, rows: Sequence[CellRow], passed: float) -> str:
+    """A cell that has no tasks of its own waits for those of others, or for what somebody has named."""
+    if reason:
+        return f"waiting for {reason}; {duration(passed)}"
+    named = [f"{_title(row)}: {unfinished(row):,} left" for row in rows[:3]]
+    return f"waiting for tasks of {', '.join(named)}; {duration(passed)}"
+
+
+def cells(rows: Sequence[CellRow]) -> str:
+    """Titles of cells."""
+    return ", ".join(map(_title, rows[:3]))
+
+
+def waited(reason: str, before: str, passed: float) -> str:
+    """What is left of `others` when the wait is over."""
+    return f"waited {duration(passed)} for {reason or f'tasks of {before}'}"
+
+
+def _title(row: CellRow) -> str:
+    return row.cell.partition(" ")[0] or "no cell"
 
 
 def summary(row: CellRow, inputs: str = "") -> str:

@@ -142,6 +142,7 @@ class _Bar:
 @dataclass
 class _Cell:
     title: str
+    held: bool = False
     queue: deque[_Text | _Shown] = field(default_factory=deque)
     line_budget: Bucket = field(default_factory=lambda: Bucket(*CELL_LINES))
     text_budget: Bucket = field(default_factory=lambda: Bucket(*CELL_BYTES))
@@ -182,6 +183,12 @@ class Outlet:
     def forget(self, label: str) -> None:
         """Nothing will be shown in it any more."""
         self.cells.pop(label, None)
+
+    def hold(self, label: str, on: bool) -> None:
+        """Whether what comes for a cell is to wait."""
+        cell = self.cells.get(label)
+        if cell is not None:
+            cell.held = on
 
     # -- what comes
 
@@ -337,7 +344,7 @@ class Outlet:
         labels = [label] if label else list(self.cells)
         for each in labels:
             cell = self.cells.get(each)
-            if cell is None:
+            if cell is None or (cell.held and not final):
                 continue
             for source in [s for s, fold in cell.folds.items() if final or now - fold.last >= QUIET]:
                 self._unfold(cell, source)
@@ -520,7 +527,7 @@ class Outlet:
         """Seconds until `take` may have something, None while nothing waits."""
         due: float | None = None
         for cell in self.cells.values():
-            each = self._due(now, cell)
+            each = None if cell.held else self._due(now, cell)
             if each is not None and (due is None or each < due):
                 due = each
         return due

@@ -10,8 +10,6 @@ from __future__ import annotations
 import ast
 import functools
 import re
-import threading
-import time
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
     from nbray.api.refs import ObjectRef
     from nbray.notebook.cockpit import Cockpit
     from nbray.notebook.remote_cell import Run
-
-SHOWN_AFTER = 0.3
-"""Seconds of waiting after which the cell says what it waits for."""
 
 _KNOWN_MAGICS = frozenset({"", "time", "timeit", "capture", "remote", "cluster"})
 """Magics whose code is looked at as code, or that wait in their own way or speak of names, not of their values."""
@@ -178,7 +173,7 @@ class LateNames:
         cockpit = self._cockpit
         wanted = name or next(iter(promise.names), "")
         try:
-            with self._showing(promise, wanted):
+            with cockpit.status.waiting_for(f"{wanted} of {promise.title}"):
                 result = engine.get([promise.ref], None, writable=True)[0]
         except KeyboardInterrupt as interrupt:
             failing.shown_as(
@@ -223,31 +218,6 @@ class LateNames:
             if back.value is not None and promise.run.state == "done":
                 cockpit.show_value(promise.run.cell, back.value)
         promise.run.ref = None
-
-    def _showing(self, promise: Promise, name: str) -> _Waiting:
-        return _Waiting(self._cockpit, f"{name} of {promise.title}", promise.run.began)
-
-
-class _Waiting:
-    """Says what the cell waits for, if that takes a while."""
-
-    def __init__(self, cockpit: Cockpit, what: str, began: float) -> None:
-        self._cockpit = cockpit
-        self._what = what
-        self._began = began
-        self._timer = threading.Timer(SHOWN_AFTER, self._say)
-
-    def __enter__(self) -> None:
-        self._timer.daemon = True
-        if not self._cockpit.static:
-            self._timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-    def _say(self) -> None:
-        seconds = time.monotonic() - self._began
-        self._cockpit.say(f"waiting for {self._what}, which has been running for {seconds:.0f} s")
 
 
 # -- what a cell reads

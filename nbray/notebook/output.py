@@ -42,7 +42,6 @@ class Router:
         self._parents: OrderedDict[str, Any] = OrderedDict()
         self._own: dict[str, str] = {}
         self._adopted: dict[str, str] = {}
-        self._held: dict[str, list[Output]] = {}
         self._streams = {"stdout": sys.stdout, "stderr": sys.stderr}
         self._publisher = getattr(shell, "display_pub", None)
         self._lock = threading.RLock()
@@ -84,13 +83,13 @@ class Router:
     def hold(self, cell: str) -> None:
         """Keep back what the tasks of a cell say until `release`."""
         with self._lock:
-            self._held.setdefault(cell, [])
+            self._outlet.hold(cell, True)
 
     def release(self, cell: str) -> None:
         """Show what was kept back."""
         with self._lock:
-            for message in self._held.pop(cell, ()):
-                self.receive(message)
+            self._outlet.hold(cell, False)
+        self.flush(cell)
 
     def adopt(self, old: str, cell: str = "") -> None:
         """Output of a cell of an earlier run of the kernel goes to this one from now on (default: the one that runs)."""
@@ -104,9 +103,6 @@ class Router:
         with self._lock:
             cell = self._placed(message.cell)
             if cell is None:
-                return
-            if cell in self._held:
-                self._held[cell].append(message)
                 return
             now = time.monotonic()
             own = bool(message.name) and self._own.get(cell) == message.name

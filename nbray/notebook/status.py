@@ -51,11 +51,15 @@ class _Line:
         self.quiet = False
         self.hidden = False
         """Something else says how far it is."""
+        self.reason = ""
+        """What the cell waits for, where somebody has said it."""
         self.shown = False
         self.cleared = 0
         self.text = ""
         self.at = 0.0
         self.inputs = ""
+        self.before = ""
+        """The other cells whose tasks it waited for."""
         self.remote = False
         self.usage = figures.Usage()
         self.looked: dict[int, tuple[float, float]] = {}
@@ -104,6 +108,16 @@ class Status(Follower):
         row = self._row(line.cell.label)
         if row is not None:
             self._finish(line, row, failed=failed)
+        elif line.shown:
+            self._show(line, figures.shown(figures.waited(line.reason, line.before, waited)))
+
+    @contextlib.contextmanager
+    def waiting_for(self, reason: str) -> Iterator[None]:
+        """The cell waits for this now, instead of for its own tasks."""
+        line = self._line
+        if line is not None:
+            line.reason = reason
+        yield
 
     def goes_on(self, label: str) -> bool:
         """Whether tasks of a cell have not ended."""
@@ -226,11 +240,12 @@ class Status(Follower):
             return
         rows = self._rows(line.cell.label)
         mine = next((row for row in rows if row.cell == line.cell.label), None)
-        if mine is not None:
+        if mine is not None and not (line.reason and not figures.unfinished(mine)):
             self._measure(line, mine)
             text = figures.live(mine, now - line.began)
-        elif rows:
-            text = figures.others(rows, now - line.began)
+        elif rows or line.reason:
+            line.before = figures.cells(rows)
+            text = figures.others(line.reason, rows, now - line.began)
         else:
             return
         with self._changed:

@@ -29,7 +29,9 @@ def test_live() -> None:
 
 
 def test_others() -> None:
-    assert figures.others([row(finished=97)], 2.0) == "waiting for tasks of In[7]: 3 left; 2.0 s"
+    assert figures.others("", [row(finished=97)], 2.0) == "waiting for tasks of In[7]: 3 left; 2.0 s"
+    assert figures.others("x of In[7]", [], 2.0) == "waiting for x of In[7]; 2.0 s"
+    assert figures.waited("", figures.cells([row()]), 2.0) == "waited 2.0 s for tasks of In[7]"
 
 
 def test_summary() -> None:
