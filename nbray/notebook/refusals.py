@@ -86,7 +86,31 @@ _BY_NAME: dict[str, _Kind] = {
 """By the full names of the classes that an object is an instance of."""
 
 _DATABASES = frozenset(
-    ["sqlite3", "_sqlite3", "psycopg", "psycopg2", "psycopg_pool", "asyncpg", "pymysql", "MySQLdb", "mysql", "duckdb", "_duckdb", "pyodbc", "oracledb", "cx_Oracle", "pymongo", "redis", "snowflake", "aiosqlite", "clickhouse_connect", "sqlalchemy", "neo4j", "cassandra", "elasticsearch"]
+    [
+        "sqlite3",
+        "_sqlite3",
+        "psycopg",
+        "psycopg2",
+        "psycopg_pool",
+        "asyncpg",
+        "pymysql",
+        "MySQLdb",
+        "mysql",
+        "duckdb",
+        "_duckdb",
+        "pyodbc",
+        "oracledb",
+        "cx_Oracle",
+        "pymongo",
+        "redis",
+        "snowflake",
+        "aiosqlite",
+        "clickhouse_connect",
+        "sqlalchemy",
+        "neo4j",
+        "cassandra",
+        "elasticsearch",
+    ]
 )
 """Packages whose objects, if they cannot be pickled, are connections and what hangs on them."""
 
