@@ -257,7 +257,7 @@ class CellRow(msgspec.Struct, array_like=True, gc=False):
     """The tasks of a cell in numbers (``engine.query("cells", label)``). ``ran``: how many have run and ended, in ``seconds`` of run time together.
 
     ``out``, ``read``: bytes of their results and inputs. ``first``, ``last``: when the first was submitted and the last one ended, ``now``: the
-    moment of the answer. ``running``: process ids of the workers at it; what is neither running nor over is queued.
+    moment of the answer. ``running``: process id of each worker at it, and its task; what is neither running nor over is queued.
     """
 
     cell: str
@@ -272,7 +272,7 @@ class CellRow(msgspec.Struct, array_like=True, gc=False):
     first: float
     last: float
     now: float
-    running: list[int]
+    running: list[tuple[int, bytes]]
     failures: list[FailureRow]
 
 

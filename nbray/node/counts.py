@@ -112,10 +112,11 @@ class Counts:
 
     def rows(self, session: str, cell: str) -> list[CellRow]:
         """The cell, if it has submitted anything, then the newest other ones of its session that have unfinished tasks."""
-        running: dict[str, list[int]] = {}
+        running: dict[str, list[tuple[int, bytes]]] = {}
         for worker in self.node.pool.workers.values():
             if worker.pending and worker.pending[0].session == session:
-                running.setdefault(worker.pending[0].cell, []).append(worker.pid)
+                task = worker.pending[0]
+                running.setdefault(task.cell, []).append((worker.pid, task.id))
         wanted = [self.cells[session, cell]] if (session, cell) in self.cells else []
         for (of, label), count in reversed(self.cells.items()):
             if len(wanted) > ROWS:

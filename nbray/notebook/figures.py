@@ -19,6 +19,9 @@ MANY_TASKS = 500
 BUSY = 1.5
 """Cores that a task uses from which on its libraries have threads of their own."""
 
+IDS = 3
+"""Running tasks whose short ids are shown: the words that `%cluster logs` and the like understand."""
+
 OUT_SHOWN = 100_000
 """Bytes of results that are worth a word."""
 
@@ -53,7 +56,7 @@ def seconds_left(row: CellRow) -> float | None:
 
 
 def live(row: CellRow, waited: float) -> str:
-    """``3 running, 12 queued, 85 done, 1 failed; 12.0 s, about 8 s left``. ``waited``: seconds since the cell began."""
+    """``2 running (1a2b3c4d, 5e6f7a8b), 12 queued, 85 done, 1 failed; 12.0 s, about 8 s left``. ``waited``: seconds since the cell began."""
     left = unfinished(row)
     running = min(len(row.running), left)
     parts = [
@@ -67,6 +70,9 @@ def live(row: CellRow, waited: float) -> str:
         )
         if number
     ]
+    if running:
+        shown_ids = [ids.short(task) for _, task in row.running[:IDS]]
+        parts[0] += f" ({', '.join(shown_ids)}{', ...' if running > IDS else ''})"
     time = duration(waited)
     estimate = seconds_left(row)
     if estimate is not None:

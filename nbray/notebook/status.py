@@ -143,6 +143,7 @@ class Status(Follower):
             line.inputs = run.prepared.inputs.words()
             if run.options.progress_after is not None:
                 line.after = run.options.progress_after
+                line.hidden = line.after < 0
                 with self._changed:
                     self._changed.notify()
         yield
@@ -280,7 +281,7 @@ class Status(Follower):
         if not line.usage.cores:
             line.usage.cores = float(platform.available_cpus())
         looked: dict[int, tuple[float, float]] = {}
-        for pid in row.running[:64]:
+        for pid, _ in row.running[:64]:
             try:
                 times = psutil.Process(pid).cpu_times()
             except psutil.Error:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from nbray import ids
 from nbray.events import CellRow, FailureRow
 from nbray.notebook import figures
 from nbray.notebook.figures import Usage
 
 TASK = bytes(16)
+OTHER = bytes(range(16))
 
 
 def row(**given: Any) -> CellRow:
@@ -20,11 +22,12 @@ def row(**given: Any) -> CellRow:
 
 
 def test_live() -> None:
-    text = figures.live(row(submitted=100, finished=85, failed=1, running=[1, 2, 3], now=18.6), 8.6)
-    assert text == "3 running, 11 queued, 85 done, 1 failed; 8.6 s, about 1.4 s left".replace(
-        "1.4 s", "1.0 s"
-    )
-    assert figures.live(row(submitted=1, finished=0, running=[1]), 0.4) == "1 running; 400 ms"
+    workers = [(1, TASK), (2, OTHER), (3, TASK), (4, TASK)]
+    text = figures.live(row(submitted=100, finished=85, failed=1, running=workers, now=18.6), 8.6)
+    named = f"{ids.short(TASK)}, {ids.short(OTHER)}, {ids.short(TASK)}, ..."
+    assert text == f"4 running ({named}), 10 queued, 85 done, 1 failed; 8.6 s, about 1.0 s left"
+    one = figures.live(row(submitted=1, finished=0, running=[(1, TASK)]), 0.4)
+    assert one == f"1 running ({ids.short(TASK)}); 400 ms"
     assert figures.live(row(submitted=1, finished=0), 1.0) == "1 queued; 1.0 s"
 
 
