@@ -11,6 +11,7 @@ import datetime as dt
 import decimal
 import enum
 import fractions
+import functools
 import io
 import pathlib
 import re
@@ -63,6 +64,22 @@ def may_change(value: Any) -> bool:
     if kind is tuple or kind is frozenset:
         return not _ATOMS.issuperset(map(type, value))
     return not (kind.__module__ in ("numpy", "numpy.dtypes") and kind.__name__ != "ndarray")
+
+
+@functools.cache
+def remembered(kind: Any) -> frozenset[str]:
+    """Attributes in which instances of a class keep what was computed when it was first asked for."""
+    if kind.__module__ == "builtins":
+        return frozenset()
+    found = {
+        name
+        for base in kind.__mro__
+        for name, attribute in vars(base).items()
+        if isinstance(attribute, functools.cached_property)
+    }
+    if kind.__module__.startswith("pandas."):
+        found.add("_cache")
+    return frozenset(found)
 
 
 class Watch:

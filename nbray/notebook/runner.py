@@ -194,7 +194,21 @@ def execute(
 def _pickler(
     namespace: dict[str, Any], carried: tuple[type, ...], file: io.BytesIO
 ) -> transfer.NamespacePickler:
-    return transfer.NamespacePickler(file, namespace, carried)
+    return _Comparing(file, namespace, carried)
+
+
+class _Comparing(transfer.NamespacePickler):
+    """For pictures of values: without what an object merely remembers having computed, for that changes when it is looked at."""
+
+    def reducer_override(self, value: Any) -> Any:
+        kind: Any = type(value)
+        remembered = changes.remembered(kind)
+        if remembered:
+            reduced = value.__reduce_ex__(5)
+            if isinstance(reduced, tuple) and len(reduced) > 2 and isinstance(reduced[2], dict):
+                state = {name: each for name, each in reduced[2].items() if name not in remembered}
+                return (*reduced[:2], state, *reduced[3:])
+        return super().reducer_override(value)
 
 
 def _receive(result: CellResult, names: Iterable[str], namespace: dict[str, Any]) -> None:

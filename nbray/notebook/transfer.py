@@ -29,6 +29,7 @@ import cloudpickle
 
 from nbray.notebook.capture import names_in_query
 from nbray.notebook.stored import APART, Placement, StoredInputs
+from nbray.store import classes as _classes  # noqa: F401  (for what it makes picklable)
 from nbray.store import serialization
 from nbray.store.serialization import Raw
 
@@ -317,7 +318,7 @@ def is_importable_module(value: Any) -> bool:
     )
 
 
-def _was_made_here(module: types.ModuleType) -> bool:
+def _was_made_here(module: Any) -> bool:
     """Whether a module is known in this process only, although ``sys.modules`` has it."""
     name = module.__name__
     made = module.__spec__ is None and "." not in name and name != "__main__"
@@ -446,7 +447,7 @@ class NamespacePickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickl
         elif kind.__module__ == "numpy" and kind.__name__ == "ndarray":
             return _reduce_array(value, self._placement)
         elif kind is types.ModuleType and sys.modules.get(value.__name__) is value and _was_made_here(value):
-            raise UnsendableError(f"no other process can import the module {value.__name__}: it has no file")
+            raise UnsendableError("no other process can import the module: it has no file")
         elif kind.__module__ == "pyarrow.lib":
             return self._reduce_arrow(value)
         elif kind is _Whole:

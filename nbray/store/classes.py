@@ -7,6 +7,9 @@ was assigned to them. Pickles made through `keep_original` leave a class alone i
 
 from __future__ import annotations
 
+import copyreg
+import functools
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +36,19 @@ def make_class(make: Callable[..., type], args: tuple[Any, ...]) -> type:
     made = make(*args)
     _copies.add(made)
     return made
+
+
+def _cached_property(function: Callable[[Any], Any], name: str | None) -> functools.cached_property[Any]:
+    made = functools.cached_property(function)
+    if name is not None:
+        # A class that is made from a pickle does not tell its attributes their names.
+        made.__set_name__(type(None), name)
+    return made
+
+
+if sys.version_info < (3, 12):
+    # It has a lock there, so that no class of a notebook that uses it could be sent.
+    copyreg.pickle(functools.cached_property, lambda each: (_cached_property, (each.func, each.attrname)))
 
 
 def set_class_state(kind: type, state: Any) -> None:

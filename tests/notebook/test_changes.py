@@ -27,6 +27,11 @@ class Model:
     scale: float = 1.0
     def fit(self, x): self.weights.append(x); return self
     def predict(self, x): return x * self.scale
+class Lazy:
+    def __init__(self): self.base = [1, 2]
+    @cached_property
+    def total(self): return sum(self.base)
+lazy = Lazy(); grouped = pd.DataFrame({'a': [1, 1, 2], 'b': [1, 2, 3]}).groupby('a')
 numbers = [1, 2.5, float('nan')]; nested = [[1], {'a': [2]}]; settings = {'a': 1, 'b': {'c': [1]}}; flat = {'a': 1}
 tags = {'x', 'y', 'z'}; queue = collections.deque([1]); counter = collections.Counter('ab'); raw = bytearray(b'abc')
 x = np.arange(1000.); objects = np.array([[1], None], dtype=object); df = pd.DataFrame({'a': [1, 2], 's': ['x', 'y'], 'o': [[1], [2]]})
@@ -84,6 +89,8 @@ def nb(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Notebook:
         # only looked at
         ("(numbers, nested, settings, flat, tags, queue, counter, raw, x, objects, series, pair, plain, when, pattern, word)", ""),
         ("a = df.describe(), df.groupby('a').sum(numeric_only=True), df.values, df.sort_values('s'), df['a'] + 1, df.T, df.to_string(); del a", ""),
+        ("lazy.total; grouped.sum(); grouped.groups; grouped['b'].mean()", ""),
+        ("lazy.total; lazy.base.append(1)", "lazy"),
         ("model.predict(2); look(); table.num_rows; log.warning('x'); sorted(tags); x.sum(); series.mean()", ""),
     ],
 )  # fmt: skip

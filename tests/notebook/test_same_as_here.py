@@ -224,6 +224,10 @@ PROGRAMS = {
         "class A:\n  count = 0\n  def __init__(self): type(self).count += 1; self.x = 1\n  @property\n  def double(self): return self.x * 2\nclass B(A):\n  def __init__(self): super().__init__(); self.y = 2\nb = B()",
         "b.x += 5; r = (b.double, isinstance(b, A), B().y); b = b",
     ),
+    "properties that are computed once": (
+        "from functools import cached_property\nclass A:\n  calls = 0\n  def __init__(self): self.x = 3\n  @cached_property\n  def square(self):\n    type(self).calls += 1\n    return self.x ** 2\na = A()",
+        "r = (a.square, a.square, A.calls, A().square, A.calls); a = a",
+    ),
     "dataclasses, enums, named tuples": (
         "from dataclasses import dataclass, replace\nfrom enum import Enum\nfrom collections import namedtuple, Counter, defaultdict\n@dataclass(frozen=True)\nclass P:\n  x: int = 1\nclass C(Enum):\n  RED = 1\nT = namedtuple('T', 'a b')\np = P(); c = C.RED; t = T(1, 2); k = Counter('aab'); dd = defaultdict(list)",
         "q = replace(p, x=2); ok = (c is C.RED, T(*t) == t, k.most_common(1)); dd['z'].append(1); dd = dd; k['b'] += 1; k = k",

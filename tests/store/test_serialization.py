@@ -540,6 +540,23 @@ sys.stdout.buffer.write(serialized.flat())
     assert back["a"].sum() == 499_500
 
 
+def test_classes_with_properties_that_are_computed_once_do_too() -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(
+        "import functools\nclass Lazy:\n    @functools.cached_property\n    def square(self): return 3 ** 2",
+        names,
+    )
+    packed = serialization.serialize(names["Lazy"]())
+    code = (
+        "import sys; from nbray.store import serialization\n"
+        "made = serialization.deserialize(0, sys.stdin.buffer.read())\n"
+        "print(made.square, made.__dict__)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=packed.flat(), capture_output=True, check=True)
+    assert done.stdout == b"9 {'square': 9}\n"
+
+
 def test_modules_registered_by_value_do_too() -> None:
     module = types.ModuleType("nbray_test_by_value")
     exec("def f(x):\n    return x * 3", module.__dict__)
