@@ -280,12 +280,14 @@ class Bye(_Message, tag=25):
     """The client leaves on purpose. Answered by `Reply`, whose data is not empty if the cluster ends.
 
     ``stop``: end the cluster; if somebody else uses it and not ``force``, the answer is an error and the client stays (``yielding``: it leaves).
+    ``save``: what names hold is written to disk first.
     """
 
     request: int
     stop: bool = False
     force: bool = False
     yielding: bool = False
+    save: bool = False
 
 
 class Transient(_Message, tag=26):

@@ -125,6 +125,8 @@ class LocalEngine(Engine):
         self.on_lost: Callable[[str], None] | None = None
         self.before_submit: Callable[[], None] | None = None
         self.closed = ""
+        self.saves = False
+        """Whether the results that names hold are written to disk when this process leaves."""
         self.running: TaskContext | None = None
         """What a worker's main thread runs: threads that the user's code starts work for it."""
         # A worker's own are for threads that outlive their task.
@@ -928,7 +930,9 @@ class LocalEngine(Engine):
         if not self.closed and not self.link.dead:
             try:
                 ends = bool(
-                    self._request(lambda request: Bye(request, stop is not False, force, stop is None), 5.0)
+                    self._request(
+                        lambda request: Bye(request, stop is not False, force, stop is None, self.saves), 5.0
+                    )
                 )
             except (NodeDiedError, NotInitializedError):
                 pass

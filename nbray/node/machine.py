@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -676,13 +677,25 @@ class NodeMachine:
                 self.send(peer, Reply(message.request, "in use", text.encode()))
                 return
             stop = False
-        self._leave(peer)
-        self.send(peer, Reply(message.request, "", b"ends" if stop else b""))
-        if stop:
+        session = "" if stop else peer.session
+        saves = message.save and self.names.worth_saving(session)
+        self._leave(peer, saves=saves)
+        self.send(peer, Reply(message.request, "", b"ends" if stop and not saves else b""))
+        if saves:
+            self.names.save_all(partial(self._saved, peer.session, stop), session)
+        elif stop:
             self.stop("it was stopped")
 
-    def _leave(self, peer: Peer) -> None:
-        """A driver ends its session on purpose: what it ran and held goes, but for detached actors."""
+    def _saved(self, session: str, stop: bool) -> None:
+        """What a driver's session has left is on disk."""
+        drivers = [peer for peer in self.peers.values() if peer.role == DRIVER]
+        if stop and not drivers:
+            self.stop("it was stopped")
+        elif all(peer.session != session for peer in drivers):
+            self.names.end_session(session)
+
+    def _leave(self, peer: Peer, *, saves: bool = False) -> None:
+        """A driver ends its session on purpose: what it ran and held goes, but for detached actors (``saves``: its names go later)."""
         if peer.role != DRIVER:
             return
         self.operate(EndJob(peer.job, True), None)
@@ -693,7 +706,7 @@ class NodeMachine:
         self.drivers -= 1
         self.unused_since = self.now
         if not same:
-            if not peer.keep:
+            if not peer.keep and not saves:
                 self.names.end_session(peer.session)
             self.actors.end_session(peer.session)
             self.tasks.end_session(peer.session)

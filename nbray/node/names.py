@@ -174,9 +174,14 @@ class Names:
         objects = [found.object for name in names if (found := self.bound.get((session, name))) is not None]
         self._save(session, objects, done, kept=True)
 
-    def save_all(self, done: Callable[[], None]) -> None:
-        """Save what names stand for, as far as it fits, and call ``done``."""
-        newest = sorted(self.bound.items(), key=lambda item: (-item[1].job, -item[1].version))
+    def worth_saving(self, session: str = "") -> bool:
+        """Whether names of this session (of any) hold something that can be saved."""
+        return bool(self.node.config.data) and any(not session or key[0] == session for key in self.bound)
+
+    def save_all(self, done: Callable[[], None], only: str = "") -> None:
+        """Save what names (``only`` of this session) stand for, as far as it fits, and call ``done``."""
+        found = [item for item in self.bound.items() if not only or item[0][0] == only]
+        newest = sorted(found, key=lambda item: (-item[1].job, -item[1].version))
         chosen: dict[str, list[bytes]] = {}
         size = 0
         for (session, _), binding in newest:

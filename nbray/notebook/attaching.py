@@ -97,7 +97,7 @@ def offer(left: Left) -> str:
         parts.append(f"{len(left.actors)} named actor{'s' * (len(left.actors) != 1)}")
     if left.lost:
         parts.append(f"{len(left.lost)} lost")
-    return f"From before the kernel's restart: {', '.join(parts)}: %cluster attach" if parts else ""
+    return f"From earlier runs of this notebook: {', '.join(parts)}: %cluster attach" if parts else ""
 
 
 def cell_title(label: str) -> str:

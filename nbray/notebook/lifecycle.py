@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from nbray import config
+from nbray.api import context
 
 
 def session_name(shell: Any, given: str = "") -> str:
@@ -49,8 +50,13 @@ def ended_for_restart(shell: Any) -> bool | None:
 def stop_at_exit(shell: Any) -> bool | None:
     """At exit: whether the cluster ends with this process; None for the usual rule (it does, unless it was started with ``keep``).
 
-    A restart keeps it. So does ``exit()`` in a notebook, after which the server starts the kernel again.
+    A restart keeps it. So does ``exit()`` in a notebook, after which the server starts the kernel again. Where a server shuts kernels down (because
+    somebody closes the notebook, because they are idle, because it ends itself: they look the same), named results go to disk first.
     """
     restart = ended_for_restart(shell)
     comes_back = may_come_back(shell) if restart is None else restart
+    runtime = context.current()
+    if runtime is not None and not comes_back and may_come_back(shell):
+        engine: Any = runtime.engine
+        engine.saves = True
     return False if comes_back else None

@@ -7,7 +7,7 @@ import pytest
 
 from nbray.gcs.client import GcsClient
 from nbray.gcs.messages import PROTOCOL, RegisterNode
-from nbray.messages import DRIVER, Bound, Create, Drop, Free, Put, Query, Reply, Seal, Take, Unbind
+from nbray.messages import DRIVER, Bound, Bye, Create, Drop, Free, Put, Query, Reply, Seal, Take, Unbind
 from nbray.node import names as held
 from nbray.node.machine import NodeConfig, NodeMachine
 from nbray.node.names import Save
@@ -225,6 +225,21 @@ def test_before_its_time_is_over_a_cluster_saves_what_names_hold(monkeypatch: py
     node.machine.tick(112.0)
     node.machine.names.saved(new, "")
     assert "nobody used it" in node.machine.stopping
+
+
+def test_a_goodbye_may_save_first() -> None:
+    node = Node("/data")
+    driver, other = node.driver(), node.driver("other", 2)
+    value = node.put(driver, 1)
+    node.bind(driver, 1, x=value)
+    node.say(driver, Bye(1, True, False, True, True))
+    assert not node.machine.stopping
+    (save,) = node.saves()
+    assert save.session == "book"
+    node.machine.names.saved(value, "")
+    assert not node.there(value)
+    node.say(other, Bye(1, True, False, True, True))
+    assert node.machine.stopping
 
 
 def test_somebody_who_comes_while_it_saves_keeps_the_cluster() -> None:

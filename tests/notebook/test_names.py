@@ -174,7 +174,7 @@ def test_a_crash_loses_nothing_and_only_attach_brings_it_back(book: Kernel) -> N
     ok(book.run("%%remote -a\nimport time\nprint('begins')\ntime.sleep(3)\nprint('ends')\nslow = 42"))
     crash(book)
     card = start(book)
-    assert "From before the kernel's restart: " in card
+    assert "From earlier runs of this notebook: " in card
     assert "1 task running: %cluster attach" in card
     assert book.run("kept_text").error == "NameError"
     ok(book.run("kept_text = 'mine'"))
@@ -404,6 +404,20 @@ def test_lists_of_a_fan_out_come_back(book: Kernel) -> None:
     )
 
 
+def test_a_server_that_shuts_its_kernels_down_loses_no_result(tmp_path: Path) -> None:
+    environment = {"JPY_SESSION_NAME": str(tmp_path / "book.ipynb"), "NBRAY_CLUSTER": "ended"}
+    with Kernel(environment, cwd=str(tmp_path)) as k:
+        start(k)
+        ok(k.run("%%remote\nimport numpy as np\nlarge = np.arange(200_000)\nsmall = 'text'"))
+        node = ok(k.run("import nbray\nnbray.api.context.current().engine.details()['node_pid']")).result
+    eventually(lambda: not Path(f"/proc/{str(node).strip(chr(39))}").exists())
+    with Kernel(environment, cwd=str(tmp_path)) as k:
+        assert "2 results on disk, 1.5 MB: %cluster attach" in start(k)
+        ok(k.run("%cluster attach"))
+        assert ok(k.run("large.sum(), small")).result == "(np.int64(19999900000), 'text')"
+        ok(k.run("%cluster stop"))
+
+
 # -- what is stale
 
 
@@ -448,5 +462,6 @@ def test_the_offer_names_what_there_is() -> None:
     assert offer(Left()) == ""
     assert offer(sort([], 3)) == ""
     assert (
-        offer(sort([], 3, ["counter"])) == "From before the kernel's restart: 1 named actor: %cluster attach"
+        offer(sort([], 3, ["counter"]))
+        == "From earlier runs of this notebook: 1 named actor: %cluster attach"
     )
