@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         put,
         wait,
     )
+    from nbray.notebook.graphs import graph
     from nbray.notebook.results import attach, fetch, keep, names
     from nbray.notebook.twins import cluster, remote_cell
     from nbray.state.timeline import timeline
@@ -66,6 +67,7 @@ _HOMES = {
         "put",
         "wait",
     ),
+    "notebook.graphs": ("graph",),
     "notebook.results": ("attach", "fetch", "keep", "names"),
     "notebook.twins": ("cluster", "remote_cell"),
     "state.timeline": ("timeline",),
@@ -96,6 +98,7 @@ __all__ = [
     "get_actor",
     "get_gpu_ids",
     "get_runtime_context",
+    "graph",
     "init",
     "is_initialized",
     "keep",

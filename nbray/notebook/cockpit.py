@@ -15,6 +15,7 @@ from nbray.errors import NbrayError
 from nbray.notebook import failing, lifecycle, reprs, stored
 from nbray.notebook.cards import Card
 from nbray.notebook.following import Follower
+from nbray.notebook.graphs import Graphs
 from nbray.notebook.interrupting import Interrupts
 from nbray.notebook.late import LateNames
 from nbray.notebook.lineage import Trace
@@ -61,6 +62,7 @@ class Cockpit:
         self.followers: list[Follower] = [self.trace, self.names, self.status]
         self.interrupts = Interrupts(shell, self.say)
         self.late = LateNames(self)
+        self.graphs = Graphs(self)
         self.cells: RemoteCells | None = None
         self.over_items: list[OverItems] = []
         """The last cells that ran once per item."""
@@ -77,6 +79,7 @@ class Cockpit:
         self.shell.events.register("pre_run_cell", self.before_cell)
         self.shell.events.register("post_run_cell", self.after_cell)
         self.late.load()
+        self.graphs.load()
         self.trace.load()
         world.note_modules()
         if self.static:
@@ -94,6 +97,7 @@ class Cockpit:
         self.shell.events.unregister("pre_run_cell", self.before_cell)
         self.shell.events.unregister("post_run_cell", self.after_cell)
         self.late.unload()
+        self.graphs.unload()
         self.trace.unload()
         self.status.close()
         progress.make_bar = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nbray.notebook.cockpit import Cockpit
 
-_MAGICS = (("cell", "remote"), ("line", "remote"), ("line", "cluster"))
+_MAGICS = (("cell", "remote"), ("line", "remote"), ("line", "cluster"), ("line", "graph"))
 _loaded: dict[int, Cockpit] = {}
 _completing: dict[int, Callable[[], None]] = {}
 """What ends the completion of a loaded extension's magics."""

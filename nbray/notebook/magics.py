@@ -10,7 +10,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 
 from nbray.errors import NbrayError
-from nbray.notebook import arguments, commands, failing, options, remote_cell
+from nbray.notebook import arguments, commands, failing, graphs, options, remote_cell
 from nbray.notebook.arguments import BadUsageError, Parser
 from nbray.notebook.cards import Card
 from nbray.notebook.cockpit import Cockpit
@@ -62,6 +62,19 @@ class NbrayMagics(Magics):
             raise failing.briefly(error) from None
 
 
+    @line_magic
+    def graph(self, line: str) -> None:
+        """Show the task graph."""
+        try:
+            with _usage():
+                given = graphs.parser().read(arguments.split(line))
+                self.cockpit.graphs.run(given.what, freeze=given.freeze)
+        except (NbrayError, RuntimeError) as error:
+            if hasattr(error, "_render_traceback_"):
+                raise
+            raise failing.briefly(error) from None
+
+
 def help_of(parser: Parser) -> str:
     """A parser's help, as documentation of a magic."""
     return parser.format_help().replace("usage: ", "", 1)
@@ -71,6 +84,7 @@ NbrayMagics.remote.__doc__ = (
     f"Run this cell on the cluster, as if it ran here.\n\n{help_of(options.parser())}"
 )
 NbrayMagics.cluster.__doc__ = commands.overview()
+NbrayMagics.graph.__doc__ = help_of(graphs.parser())
 
 
 @contextlib.contextmanager

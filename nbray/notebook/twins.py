@@ -101,7 +101,7 @@ def _names(given: Sequence[str] | str) -> tuple[str, ...]:
 
 def _cells(namespace: dict[str, Any]) -> RemoteCells:
     """Of this notebook, with the extension loaded; or of the module whose namespace this is."""
-    shell = _notebook()
+    shell = notebook()
     if shell is not None:
         from nbray.notebook import extension
 
@@ -116,7 +116,7 @@ def _cells(namespace: dict[str, Any]) -> RemoteCells:
     return known
 
 
-def _notebook() -> Any:
+def notebook() -> Any:
     """IPython's shell, if this process has one."""
     module = sys.modules.get("IPython.core.getipython")
     return module.get_ipython() if module is not None else None

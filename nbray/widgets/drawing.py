@@ -12,7 +12,7 @@ from nbray.events import CANCELLED, FAILED, FINISHED, RETRIED, RUNNING, TASK_STA
 from nbray.state.graph import STATEFUL, Graph, Group, summary
 from nbray.state.layout import Layered
 
-LARGE = 300
+LARGE = 120
 """Tasks above which groups are drawn."""
 
 LIMIT = 200_000
@@ -30,6 +30,9 @@ _ORDER = (FAILED, RETRIED, RUNNING, 2, 1, 0, CANCELLED, FINISHED)
 _FONT = 'font-family="system-ui, sans-serif"'
 _INK = "#808890"
 _MOST_GROUPS = 60
+_WIDEST = 1000.0
+_WRAP = 16
+"""Rows of a column of tasks, after which it goes on beside itself."""
 _MOST_LINES = 40
 
 
@@ -64,9 +67,10 @@ def _clipped(said: str, length: int) -> str:
 def _page(width: float, height: float, title: str, said: str, command: str, body: Sequence[str]) -> str:
     name = html.escape(f"{title}: {said}")
     width = max(width, 8.0 * len(name) + 40, 420)
+    shrunk = min(1.0, _WIDEST / width)
     foot = f'<text x="16" y="{height + 62:g}" {_FONT} font-size="11" fill="{_INK}">Live again: {html.escape(command)}</text>'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height + 76:g}" viewBox="0 0 {width:g} {height + 76:g}" role="img">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width * shrunk:g}" height="{(height + 76) * shrunk:g}" viewBox="0 0 {width:g} {height + 76:g}" role="img">'
         f'<title>{name}</title><text x="16" y="24" {_FONT} font-size="13" font-weight="600" fill="{_INK}">{name}</text>'
         f'<g transform="translate(16 40)">{"".join(body)}</g>{foot}</svg>'
     )
@@ -86,8 +90,14 @@ def _tasks(graph: Graph, title: str, command: str) -> str:
     for parents in graph.parents():
         layout.place(parents)
     wide, high, step_x, step_y = 104.0, 22.0, 140.0, 30.0
+    starts, x = [], 0.0
+    for column in range(max(layout.columns) + 1):
+        starts.append(x)
+        highest = max(row for at, row in zip(layout.columns, layout.rows, strict=True) if at == column)
+        x += step_x * (highest // _WRAP + 1)
     places = [
-        (column * step_x, row * step_y) for column, row in zip(layout.columns, layout.rows, strict=True)
+        (starts[column] + row // _WRAP * step_x, row % _WRAP * step_y)
+        for column, row in zip(layout.columns, layout.rows, strict=True)
     ]
     body = [
         _line(

@@ -12,7 +12,7 @@ A frame, little endian (u: unsigned integer, f: float, then its bits)::
     changes u8 state, u8 attempt
     words   JSON: {"groups": [[name, title, actor], ...], "errors": {node: class}}, either may be missing
 
-Each line is one array per column, new nodes and edges are numbered on from the first one. A new node is also a change. Times are seconds since the
+Each line is one array per column, new nodes and edges are numbered on from the first one. A new node is also a change, and comes with all edges to it. Times are seconds since the
 graph's origin, run times seconds; -1 for what has not happened. `RESET` means: forget what you have. Sequence numbers count up by one;
 who misses one asks for the whole.
 """
@@ -32,7 +32,7 @@ MAGIC = 0x3147424E
 RESET = 1
 HEADER = struct.Struct("<10Id")
 MOST = 8_000
-"""Nodes, edges and changes of one frame: it stays below 256 KB."""
+"""Changes of one frame, and edges unless one node has more: it stays below 256 KB."""
 
 
 @dataclass
@@ -57,21 +57,17 @@ def frames(
     older = [] if reset else [node for node in changed if node < mark.nodes]
     found: list[bytes] = []
     first = reset
-    while (
-        first
-        or older
-        or mark.nodes < len(graph)
-        or mark.edges < len(graph.sources)
-        or mark.groups < len(graph.groups)
-    ):
+    while first or older or mark.nodes < len(graph) or mark.groups < len(graph.groups):
         changes = older[:MOST]
         older = older[MOST:]
         last = mark.nodes if older else min(len(graph), mark.nodes + MOST - len(changes))
+        over = mark.edges + MOST
+        if over < len(graph.targets):
+            # A reader places a node when it comes: all edges to it are in its frame.
+            last = max(min(last, graph.targets[over]), min(last, mark.nodes + 1))
         changes += range(mark.nodes, last)
         stop = mark.edges
-        limit = min(len(graph.sources), mark.edges + MOST)
-        # Targets come in order: an edge is sent once both its ends are there.
-        while stop < limit and graph.targets[stop] < last:
+        while stop < len(graph.targets) and graph.targets[stop] < last:
             stop += 1
         found.append(_frame(graph, mark, changes, last, stop, origin, now, RESET if first else 0))
         first = False
