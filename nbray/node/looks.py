@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nbray.node.peer import Peer
     from nbray.node.pool import Worker
 
-PATIENCE = 0.5
+PATIENCE = 1.0
 """Seconds that workers have for saying where their code is."""
 
 SHOWN = 100

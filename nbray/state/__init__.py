@@ -87,7 +87,7 @@ def nodes() -> pa.Table:
 
 
 def where() -> pa.Table:
-    """Where the code of running tasks is: asks their processes, 0.5 s at most. Columns: task_id name cell pid seconds blocked file line function.
+    """Where the code of running tasks is: asks their processes, 1 s at most. Columns: task_id name cell pid seconds blocked file line function.
 
     One row per task, of the innermost frame of the user's code; file, line and function are null where a process has not answered.
     """

@@ -75,6 +75,8 @@ def test_why_pending_follows_the_chain_to_its_cause(kernel: Kernel) -> None:
     )
     assert "nap" in said(kernel.run(f"%cluster why In[{cell.result}]"))
     where = ok(kernel.run("%cluster where"))
+    while "does not answer" in str(where.result):  # a machine with much else to do
+        where = ok(kernel.run("%cluster where"))
     assert "line 4, in nap" in where.result.replace("  ", " ")  # type: ignore[union-attr]
     assert "time.sleep(seconds)" in where.result  # type: ignore[operator]
     assert "3 tasks cancelled" in said(kernel.run("%cluster cancel last slow"))
