@@ -60,7 +60,7 @@ class Cockpit:
         self.names = HeldNames(shell.user_ns, self.trace)
         self.status = Status(self)
         self.followers: list[Follower] = [self.trace, self.names, self.status]
-        self.interrupts = Interrupts(shell, self.say)
+        self.interrupts = Interrupts(shell, self._say_in)
         self.late = LateNames(self)
         self.graphs = Graphs(self)
         self.cells: RemoteCells | None = None
@@ -79,6 +79,7 @@ class Cockpit:
         self.shell.events.register("pre_run_cell", self.before_cell)
         self.shell.events.register("post_run_cell", self.after_cell)
         self.late.load()
+        self.interrupts.load()
         self.graphs.load()
         self.trace.load()
         world.note_modules()
@@ -97,6 +98,7 @@ class Cockpit:
         self.shell.events.unregister("pre_run_cell", self.before_cell)
         self.shell.events.unregister("post_run_cell", self.after_cell)
         self.late.unload()
+        self.interrupts.unload()
         self.graphs.unload()
         self.trace.unload()
         self.status.close()
@@ -177,6 +179,9 @@ class Cockpit:
     def say(self, text: str, cell: CellRun | None = None) -> None:
         """One line of nbray's own, in the cell that runs or in another one."""
         self.router.display((cell or self.cell).label, {"text/plain": f"nbray: {text}"})
+
+    def _say_in(self, text: str, label: str) -> None:
+        self.router.display(label, {"text/plain": f"nbray: {text}"})
 
     def show_value(self, cell: CellRun, value: Any) -> None:
         """The last value of a cell, in it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,17 +23,19 @@ from nbray.notebook import lifecycle
 RESTART_SECONDS = 0.1
 """Seconds after an interrupt in which the request to restart the kernel must come, if it belongs to one."""
 
+AGAIN_SECONDS = 0.005
+"""Seconds after which an interrupt that a finalizer has swallowed is sent again."""
+
 _ASYNC_CELL = "IPythonKernel._cancel_on_sigint"
 
 
 class Interrupts:
     """Of one notebook. `begin` and `end` are called around each cell."""
 
-    def __init__(self, shell: Any, say: Callable[[str], None]) -> None:
+    def __init__(self, shell: Any, say: Callable[[str, str], None]) -> None:
+        """``say``: shows a line in the cell of a label."""
         self._shell = shell
         self._kernel: Any = getattr(shell, "kernel", None)
-        self._asked = "-"
-        """The request whose interrupt was looked at: is it a restart?"""
         self._say = say
         self._pressed = False
         self._request = ""
@@ -41,6 +44,27 @@ class Interrupts:
         self._stopping: tuple[str, float] = ("", 0.0)
         """The cell whose tasks have been asked to stop, and until when they may take their time."""
         self._unfinished = 0
+        self._hook = sys.unraisablehook
+
+    def load(self) -> None:
+        """Notice interrupts that Python drops."""
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._dropped
+
+    def unload(self) -> None:
+        """The opposite."""
+        if sys.unraisablehook == self._dropped:
+            sys.unraisablehook = self._hook
+
+    def _dropped(self, what: Any) -> None:
+        """An exception in a finalizer is lost; if it is an interrupt (references have finalizers, and may go in thousands), press again."""
+        main = threading.main_thread()
+        if issubclass(what.exc_type, KeyboardInterrupt) and threading.current_thread() is main:
+            again = threading.Timer(AGAIN_SECONDS, signal.pthread_kill, (main.ident, signal.SIGINT))
+            again.daemon = True
+            again.start()
+        else:
+            self._hook(what)
 
     def begin(self) -> None:
         """A cell begins."""
@@ -65,40 +89,50 @@ class Interrupts:
             # The magic around the interrupted cell has shown the error and gone on; what the user has queued must not.
             result.error_in_exec = KeyboardInterrupt("the cell was interrupted")
 
-    def is_restart(self) -> bool:
-        """Whether the interrupt is how a restart of the kernel begins: then what the cell has started goes on.
+    def unless_restart(self, cancel: Callable[[], None]) -> None:
+        """Call it soon, in a thread of its own, unless the interrupt is how a restart of the kernel begins: then what runs goes on.
 
         jupyter_client sends SIGINT before it asks the kernel to shut down; the request is there milliseconds later.
         """
-        request = self._of_request()
-        if request != self._asked:
-            self._asked = request
+
+        def decide() -> None:
             end = time.monotonic() + RESTART_SECONDS
             while not self._restarts() and (left := end - time.monotonic()) > 0:
                 time.sleep(min(left, 0.005))
-        return self._restarts()
+            if not self._restarts():
+                cancel()
+
+        threading.Thread(target=decide, name="nbray-interrupt", daemon=True).start()
 
     def _restarts(self) -> bool:
         return self._shell is not None and lifecycle.ended_for_restart(self._shell) is True
 
     def _cancel(self, cell: str) -> None:
         runtime = context.current()
-        if runtime is None or self.is_restart():
+        if runtime is None:
             return
         if self._stopping[1] > time.monotonic():
             self._force()
         engine: Any = runtime.engine
         if engine.closed or engine.link.dead:
             return
-        engine.cancel_cell(cell)
+        unfinished = _unfinished() > self._unfinished
+
+        def cancel() -> None:
+            if engine.closed or engine.link.dead:
+                return
+            engine.cancel_cell(cell)
+            if unfinished:
+                self._say(
+                    "the tasks that this cell started are cancelled (one more interrupt ends their processes at once)",
+                    cell,
+                )
+
         self._stopping = (cell, time.monotonic() + CANCEL_GRACE)
         if hasattr(self._kernel, "saved_sigint_handler"):
             # While no cell runs the kernel ignores interrupts; this is what it goes back to when the cell has ended.
             self._kernel.saved_sigint_handler = self._pressed_again
-        if _unfinished() > self._unfinished:
-            self._say(
-                "the tasks that this cell started are cancelled (one more interrupt ends their processes at once)"
-            )
+        self.unless_restart(cancel)
 
     def _pressed_again(self, _number: int, _frame: FrameType | None) -> None:
         if self._stopping[1] > time.monotonic():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import reprlib
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nbray.api import context
+from nbray.api.options import UNIT
 from nbray.errors import GetTimeoutError, NbrayError, SerializationError, TaskCancelledError, TaskError
 from nbray.notebook import background, failing, fanout, following, outcome
 from nbray.notebook.fanout import Failure, FanOut
@@ -77,7 +79,7 @@ class OverItems:
         """Run the cell for each item; the list of its last values. Raises ItemsFailedError at the end, when the lists are bound."""
         run = self._prepare()
         engine = context.require().engine
-        cpus = float(engine.details()["resources"].get("CPU", 1))
+        cpus = engine.details()["resources"].get("CPU", 0) / UNIT
         self._fan = FanOut(len(self.items), max(16, int(PER_CPU * cpus)))
         self._shown = [_short(item) for item in self.items]
         return self._drive(run)
@@ -112,9 +114,7 @@ class OverItems:
                 self._wait(run, function, shared, deadline)
             run.state = "done"
         except KeyboardInterrupt as interrupt:
-            if cockpit.interrupts.is_restart():
-                raise
-            self._stop(run)
+            self._stop(run, interrupted=True)
             done = len(self._fan.values)
             text = f"KeyboardInterrupt: {done} of {self._fan.count} items are done"
             failing.shown_as(interrupt, [f"{text}; %cluster retry runs the others"])
@@ -137,10 +137,14 @@ class OverItems:
         self.lists = {}
         self.items = []
 
-    def _stop(self, run: Run) -> None:
+    def _stop(self, run: Run, *, interrupted: bool = False) -> None:
         run.state = "cancelled"
         engine: Any = context.require().engine
-        engine.cancel_cell(run.cell.label)
+        cancel = functools.partial(engine.cancel_cell, run.cell.label)
+        if interrupted:
+            self._cockpit.interrupts.unless_restart(cancel)
+        else:
+            cancel()
         self._fan.abandon()
 
     # -- the items

@@ -268,9 +268,10 @@ class RemoteCells:
             if run.options.on_interrupt == "detach" and run.ref is not None:
                 background.leave(self.cockpit, run)
                 return None
-            if self.cockpit.interrupts.is_restart():
-                raise
-            self._cancel(run)
+            if run.ref is not None:
+                ref = run.ref
+                self.cockpit.interrupts.unless_restart(lambda: engine.cancel(ref, False, True))
+            run.state = "cancelled"
             failing.shown_as(
                 interrupt, ["KeyboardInterrupt: the cell is cancelled, with the tasks that it started"]
             )

@@ -43,7 +43,7 @@ def stubborn(name):
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    with Kernel(cwd=str(tmp_path_factory.mktemp("notebook"))) as k:
+    with Kernel({"JPY_SESSION_NAME": "interrupts.ipynb"}, cwd=str(tmp_path_factory.mktemp("notebook"))) as k:
         assert k.run("%load_ext nbray").error is None
         assert k.run("%cluster start --cpus 2").error is None
         yield k
@@ -103,8 +103,8 @@ def test_tasks_of_earlier_cells_go_on(kernel: Kernel, folder: Path) -> None:
     until(kernel, [run], folder / "late")
     interrupt(kernel, run)
     assert run.error == "KeyboardInterrupt"
-    assert any("are cancelled" in data["text/plain"] for data in run.shown())
     until(kernel, [run], folder / "late-ended")
+    kernel.read_until([run], lambda: any("are cancelled" in data["text/plain"] for data in run.shown()))
     (folder / "early-go").touch()
     assert kernel.run("nbray.get(early)").result == "'early'"
     assert kernel.run("nbray.get(late)").error == "TaskCancelledError"
@@ -172,9 +172,9 @@ def test_a_running_method_of_an_actor_is_spared(kernel: Kernel, folder: Path) ->
     until(kernel, [run], folder / "working")
     interrupt(kernel, run)
     kernel.interrupt()
+    assert kernel.run("nbray.get(queued)").error == "TaskCancelledError"
     (folder / "work-go").touch()
     assert kernel.run("nbray.get(keeper.count.remote())").result == "11"
-    assert kernel.run("nbray.get(queued)").error == "TaskCancelledError"
 
 
 @pytest.mark.parametrize(
@@ -200,3 +200,11 @@ def test_a_cancellation_that_is_no_interrupt_cancels_nothing(kernel: Kernel, fol
     assert kernel.run(cell).error == "CancelledError"
     (folder / "kept-go").touch()
     assert kernel.run("nbray.get(kept)").result == "'kept'"
+
+
+def test_an_interrupt_in_a_finalizer_is_not_lost(kernel: Kernel, folder: Path) -> None:
+    cell = "class D:\n    def __del__(self):\n        mark('in')\n        time.sleep(60)\nd = D()\ndel d\ntime.sleep(60)"
+    run = kernel.start(cell)
+    until(kernel, [run], folder / "in")
+    interrupt(kernel, run)
+    assert run.error == "KeyboardInterrupt"
