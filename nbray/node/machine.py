@@ -745,7 +745,7 @@ class NodeMachine:
             page = self.looks.why(msgspec.msgpack.decode(message.argument))
             self.send(peer, Reply(message.request, "", msgspec.msgpack.encode(page)))
             return
-        if what in {"objects", "nodes", "resources", "memory", "held", "away"}:
+        if what in {"objects", "nodes", "resources", "memory", "held", "origins", "away"}:
             data = msgspec.msgpack.encode(self._answer(what, message.argument))
             self.send(peer, Reply(message.request, "", data))
             return
@@ -768,8 +768,9 @@ class NodeMachine:
         if what == "away":
             since = self.names.away.get(msgspec.msgpack.decode(argument, type=str))
             return None if since is None else self.now - since
-        if what == "held":
-            return self.names.rows(msgspec.msgpack.decode(argument, type=str) if argument else "")
+        if what in ("held", "origins"):
+            session = msgspec.msgpack.decode(argument, type=str) if argument else ""
+            return self.names.rows(session, origins=what == "origins")
         if what == "resources":
             return {"total": self.scheduler.ledger.total, "available": self.scheduler.ledger.free}
         if what == "memory":

@@ -307,8 +307,8 @@ class Names:
         session, _, name = holder[len(_PREFIX) :].decode().rpartition("\0")
         return f"variable {name} of {session}"
 
-    def rows(self, session: str = "") -> list[NameRow]:
-        """What names stand for and what running tasks will bind, in this session or all."""
+    def rows(self, session: str = "", *, origins: bool = False) -> list[NameRow]:
+        """What names stand for and what running tasks will bind, in this session or all; ``origins``: also how they were made."""
         jobs = {peer.job for peer in self.node.peers.values() if peer.job}
         rows = []
         for (owner, name), binding in self.bound.items():
@@ -328,7 +328,7 @@ class Names:
                         binding.size,
                         state,
                         live,
-                        binding.origin,
+                        binding.origin if origins else b"",
                     )
                 )
         for task_id, expected in self.expected.items():
@@ -347,7 +347,7 @@ class Names:
                         0,
                         "RUNNING",
                         live,
-                        expected.origin,
+                        expected.origin if origins else b"",
                         self.node.now - task.submitted,
                     )
                     for name in expected.names

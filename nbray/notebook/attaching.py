@@ -119,7 +119,7 @@ class Attacher:
         """All names of this session."""
         return [
             msgspec.convert(row, type=NameRow, strict=False)
-            for row in self._engine.query("held", self._session)
+            for row in self._engine.query("origins", self._session)
         ]
 
     def left(self) -> Left:

@@ -271,6 +271,23 @@ def test_restart_and_run_all_is_clean_and_replaces_what_was_kept(book: Kernel) -
     assert ok(book.run("again")).result == "'second'"
 
 
+def test_lineage_comes_back_too(book: Kernel) -> None:
+    ok(book.run("step = 2"))
+    ok(book.run("%%remote\nwalked = step * 10"))
+    crash(book)
+    start(book)
+    ok(book.run("%cluster attach"))
+    ok(
+        book.run(
+            "from nbray.notebook.extension import cockpit_of\nlineage = cockpit_of(get_ipython()).trace.lineage\nmade = lineage.current['walked']"
+        )
+    )
+    assert (
+        ok(book.run("made.cell.title, lineage.sources[made.cell.digest]")).result
+        == "('In[4]', '%%remote\\nwalked = step * 10')"
+    )
+
+
 def test_named_actors_come_back(book: Kernel) -> None:
     ok(
         book.run(

@@ -69,7 +69,10 @@ def start(cockpit: Cockpit, options: argparse.Namespace) -> cards.Card:
     seconds = time.perf_counter() - began
     here = replace(facts.of_runtime(runtime), started=None if found else seconds, keep=options.keep)
     notes = facts.differences(here, options) if found else []
-    notes += filter(None, [attaching.offer(attaching.Attacher(cockpit).left())])
+    attacher = attaching.Attacher(cockpit)
+    # A new cluster has nothing yet, and its head may need a moment before it answers.
+    left = attacher.left() if found else attaching.Left(saved=attacher.saved())
+    notes += filter(None, [attaching.offer(left)])
     return cards.start_card(here, notes, static=cockpit.static)
 
 
