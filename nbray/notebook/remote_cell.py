@@ -14,7 +14,7 @@ from nbray.notebook import background, failing, following, outcome
 from nbray.notebook.cockpit import CellRun, Cockpit
 from nbray.notebook.commands import lifetime
 from nbray.notebook.options import CellOptions
-from nbray.notebook.transforming import plain_python
+from nbray.notebook.transforming import filename_of, plain_python
 
 if TYPE_CHECKING:
     from nbray.api.refs import ObjectRef
@@ -213,7 +213,7 @@ class RemoteCells:
 
     def placed(self, cell: str) -> tuple[str, str]:
         """The cell as plain Python, with as many empty lines before it as there are in the notebook, and its file's name."""
-        compiler, number = self._ip.compile, self.cockpit.cell.number
+        number = self.cockpit.cell.number
         whole = self.cockpit.cell.source
         at = whole.rfind(cell.rstrip("\n")) if cell.strip() else -1
         above = whole[:at] if at >= 0 else ""
@@ -226,7 +226,7 @@ class RemoteCells:
             else ""
         )
         # Tracebacks and debuggers look the lines up under this name; IPython has put only its own call of the magic there.
-        filename = compiler.cache(above + body, number, raw_code=whole if at >= 0 else cell)
+        filename = filename_of(self._ip, above + body, number, whole if at >= 0 else cell, running=at >= 0)
         return "\n" * above.count("\n") + body, filename
 
     def submit(self, run: Run) -> None:

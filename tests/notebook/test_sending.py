@@ -173,3 +173,15 @@ def test_the_table_of_objects_says_whose_copies_they_are(kernel: Kernel) -> None
     text = ok(kernel.run("frame_of_objects = get_ipython().run_line_magic('cluster', 'objects')\nprint(frame_of_objects.to_string())")).text()  # fmt: skip
     assert any("mine" in line for line in text.splitlines())
     assert any("words" in line for line in text.splitlines())
+
+
+def test_the_cells_file_is_the_one_that_it_has_here(kernel: Kernel) -> None:
+    here = "import sys\nsys._getframe().f_code.co_filename"
+    run = ok(kernel.run(f"%%remote\n{here}"))
+    cell = f"%%remote\n{here}"
+    named = ok(kernel.run(f"get_ipython().compile.get_code_name({cell!r}, {cell!r}, {run.number})"))
+    assert run.result == named.result
+    inner = ok(kernel.run(f"get_ipython().run_cell_magic('remote', '', {here!r})"))
+    assert inner.result != run.result
+    failing = kernel.run("%%remote\nfine = 1\n1 / 0")
+    assert f"Cell In[{failing.number}], line 3" in failing.traceback
