@@ -222,6 +222,8 @@ class Link:
                     self._await_room(shielded)
                     continue
                 except OSError as error:
+                    # What the node has said last may say why.
+                    self.poll_now()
                     self._die(f"the connection to the node broke: {error}")
                     return
                 self._unsent = self._unsent[sent:]
