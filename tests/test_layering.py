@@ -79,6 +79,7 @@ MAY_IMPORT_NOTEBOOK = {
 
 MAY_READ_ENVIRONMENT = {
     "config.py": "the one place that knows the names of settings",
+    "notebook/line_magics.py": "%env in a cell is about the environment",
     "api/world.py": "takes the notebook's environment along, as data",
     "worker/world.py": "makes a worker's environment the notebook's",
     "worker/zygote.py": "keeps numeric libraries to one thread while it imports them",
