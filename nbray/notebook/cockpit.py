@@ -202,6 +202,9 @@ class Cockpit:
             self.shell._showtraceback(
                 named, failing.shown_value(error), failing.rendered(self.shell, error, static=self.static)
             )
+        elif render is None and isinstance(error, KeyboardInterrupt) and failing.met_in_nbray(error):
+            kind, error, _ = self.shell._get_exc_info(exc_tuple)
+            self.shell._showtraceback(kind, error, failing.rendered(self.shell, error, static=self.static))
         elif render is not None and isinstance(error, SyntaxError | BaseExceptionGroup):
             kind, error, _ = self.shell._get_exc_info(exc_tuple)
             self.shell._showtraceback(kind, error, render())

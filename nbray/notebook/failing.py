@@ -54,6 +54,16 @@ def rendered(shell: Any, error: BaseException, *, static: bool = False) -> list[
     return render.traceback_lines(report, namer(shell), where, style)
 
 
+def met_in_nbray(error: BaseException) -> bool:
+    """Whether it was raised while nbray's own code ran, most likely in a wait."""
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return os.path.abspath(trace.tb_frame.f_code.co_filename).startswith(reports.OWN_FRAMES)
+
+
 def namer(shell: Any) -> Any:
     """What the notebook calls a file: ``Cell In[7]``, None for files that are no cells."""
 

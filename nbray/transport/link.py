@@ -234,7 +234,12 @@ class Link:
             self.interrupts.raise_pending()
             self.interrupts.waiting = True
         self._room.poll(_SLICE_SECONDS * 1000)
-        self.interrupts.waiting = False
+        self._waited(shielded)
+
+    def _waited(self, shielded: bool) -> None:
+        """A wait is over. In another thread than that which gets interrupts this says nothing of its waits."""
+        if shielded:
+            self.interrupts.waiting = False
 
     def later(self) -> None:
         """Messages were appended that need not go at once: they go with the next wait, when there are many, or from the background thread."""
@@ -320,7 +325,7 @@ class Link:
                         self.interrupts.waiting = True
                     self._came.wait(min(slice_, 0.02))
             finally:
-                self.interrupts.waiting = False
+                self._waited(shielded)
                 self._followers -= 1
 
     def _read(self, left: float | None, shielded: bool) -> None:
@@ -328,7 +333,7 @@ class Link:
             if shielded:
                 self.interrupts.waiting = True
             found = self._poll.poll(max(left, 0) * 1000)
-            self.interrupts.waiting = False
+            self._waited(shielded)
             if not found:
                 return
         self._take(shielded)
@@ -343,12 +348,13 @@ class Link:
                 if self._pace is not None and not self._followers:
                     self._spin(self._pace)
                 chunks.extend(map(self.sock.recv, _ONE_READ))
-                self.interrupts.waiting = False
+                if shielded:
+                    self.interrupts.waiting = False
             except BlockingIOError:
-                self.interrupts.waiting = False
+                self._waited(shielded)
                 return
             except OSError as error:
-                self.interrupts.waiting = False
+                self._waited(shielded)
                 self._die(f"the connection to the node broke: {error}")
                 return
         while chunks:

@@ -208,3 +208,11 @@ def test_an_interrupt_in_a_finalizer_is_not_lost(kernel: Kernel, folder: Path) -
     until(kernel, [run], folder / "in")
     interrupt(kernel, run)
     assert run.error == "KeyboardInterrupt"
+
+
+def test_the_traceback_is_that_of_the_notebooks_lines(kernel: Kernel, folder: Path) -> None:
+    run = kernel.start("def waits(ref):\n    return nbray.get(ref)\nwaits(slow.remote('a'))")
+    until(kernel, [run], folder / "a")
+    interrupt(kernel, run)
+    assert "in waits" in run.traceback
+    assert "nbray/" not in run.traceback
