@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import linecache
 import re
 import sys
@@ -26,12 +25,7 @@ def plain_python(shell: Any, cell: str) -> str:
         and not shell.input_transformers_post
     )
     if usual and cell.strip() and cell[0] not in " \t\n\r\f" and _CHANGED.search(cell) is None:
-        try:
-            ast.parse(cell)
-        except SyntaxError:
-            pass  # What IPython makes of it is another matter.
-        else:
-            return cell if cell.endswith("\n") else cell + "\n"
+        return cell if cell.endswith("\n") else cell + "\n"
     transformed: str = shell.transform_cell(cell)
     return transformed
 

@@ -32,7 +32,7 @@ def shell() -> Any:
 CELLS = [
     "x = 1", "x = 1\n", "x = 1\n\n\n", "\nx = 1", "  x = 1", "def f():\n    return 1\n\nf()", "a = b % 2\nc != d", "%time f()", "!ls", "x = !ls", "x = %magic y",
     "f?", "??f", "/f 1", ",f a b", ";f a", "In [1]: x = 1", ">>> x = 1\n>>> y = 2", "... x", "text = '''\n%not a magic\n! no\n'''", "if x:\n    !ls\nelse:\n    y",
-    "x =", "for i in y: print(i);", "await f()", "'\\n?'", "x = 1 # why?", "@f\nclass A: ...", "", "\n", "# only this", "x: int", "s = f'{x!r}'", "a = (1,\n  2)", "\tx",
+    "x =", "'open", "'''open", "(1,", "def f(:\n  pass", "x y z", "$a", "a\\\n  b", "if x:\n\ty\n        z", "print 'x'", "f(\n/2)", "x = [\n,\n]", "x\n;", "\\", "a = 1\r\nb = 2", "for i in y: print(i);", "await f()", "'\\n?'", "x = 1 # why?", "@f\nclass A: ...", "", "\n", "# only this", "x: int", "s = f'{x!r}'", "a = (1,\n  2)", "\tx",
 ]  # fmt: skip
 
 
