@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbray.notebook.fanout import Failure, FanOut, groups, lists, told
@@ -23,6 +23,7 @@ def failure(text: str, place: str = "") -> Failure:
     return Failure(text, place, ValueError(text))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 30), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_every_item_ends_once_and_the_window_holds(count: int, window: int, random: object) -> None:
     fan: FanOut[int] = FanOut(count, window)

@@ -85,8 +85,8 @@ BLOCKED = [
 @pytest.mark.parametrize("cell", BLOCKED)
 def test_the_cells_tasks_end_and_the_queue_is_stopped(kernel: Kernel, folder: Path, cell: str) -> None:
     run = kernel.start(cell)
-    until(kernel, [run], folder / "a")
     queued = kernel.start("mark('queued')")
+    until(kernel, [run], folder / "a")
     interrupt(kernel, run)
     assert run.error == "KeyboardInterrupt"
     kernel.finish(queued)
