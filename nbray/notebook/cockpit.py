@@ -76,11 +76,11 @@ class Cockpit:
 
     def load(self) -> None:
         """Listen to the shell's cells and to clusters that this process joins."""
+        self.graphs.load()
         self.shell.events.register("pre_run_cell", self.before_cell)
         self.shell.events.register("post_run_cell", self.after_cell)
         self.late.load()
         self.interrupts.load()
-        self.graphs.load()
         self.trace.load()
         world.note_modules()
         if self.static:

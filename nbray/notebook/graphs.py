@@ -76,6 +76,8 @@ class OpenGraph:
         if bundle["text/plain"] != self._shown:
             self._shown = bundle["text/plain"]
             self._update(bundle)
+            # What comes after the end of the cell that runs is not read.
+            self._cockpit.router.flush(self.cell)
         if self.feed.chosen and self.feed.finished:
             self.over = True
 
@@ -130,7 +132,7 @@ class Graphs:
         """Whether a cell runs."""
 
     def load(self) -> None:
-        """Listen to the shell's cells, after the cockpit."""
+        """Listen to the shell's cells, before the cockpit, which ends their output."""
         events = self._cockpit.shell.events
         events.register("pre_run_cell", self._begin)
         events.register("post_run_cell", self._end)
