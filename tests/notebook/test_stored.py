@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from nbray import platform
 from nbray.api import context
 from nbray.api.remote import RemoteFunction
-from nbray.notebook import transfer
+from nbray.notebook import stored, transfer
 from nbray.notebook.cell import Prepared, prepare, returned
 from nbray.notebook.runner import run_cell
 from nbray.notebook.stored import Inputs, of_this_process
@@ -294,3 +295,68 @@ def test_arrays_in_the_store_are_watched_without_a_copy() -> None:
     assert cell.changed == ["z"]
     cell("y.shape = (120, 1000)")
     assert cell.changed == ["y"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_change_is_missed_whatever_happens(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Arrays, views, frames, results and tables, changed, replaced and deleted at random between cells: the cell sees what is here."""
+    for module in (stored, transfer):
+        monkeypatch.setattr(module, "APART", 8192)
+    monkeypatch.setattr(stored, "COMPARED", 30_000)
+    store = of_this_process()
+    assert store is not None
+    monkeypatch.setattr(store, "_budget", 400_000)
+    draw = random.Random(seed)
+    cell = Cells()
+    names = cell.names
+    cell.local(DIGEST)
+    reused = 0
+    for step in range(40):
+        name = draw.choice("abcdef")
+        value = names.get(name)
+        kind = draw.randrange(9)
+        if kind <= 1 or value is None:
+            count = draw.choice([500, 2000, 6000, 20_000])
+            names[name] = np.arange(step, step + count, dtype=draw.choice(["f8", "i4", "u1"])).copy()
+        elif kind == 2 and isinstance(value, np.ndarray) and value.flags.writeable:
+            value[draw.randrange(len(value))] = draw.randrange(100)
+        elif kind == 3 and isinstance(value, np.ndarray):
+            names[draw.choice("abcdef")] = value[draw.randrange(100) :: draw.choice([1, 1, 2])]
+        elif kind == 4:
+            names[name] = pd.DataFrame({"x": np.arange(3000.0) + step, "s": [f"row {step}"] * 3000})
+        elif kind == 5 and isinstance(value, pd.DataFrame):
+            value.loc[draw.randrange(3000), "x"] = -step
+        elif kind == 6:
+            names[name] = pa.table({"x": np.arange(4000) + step})
+        elif kind == 7:
+            # A result of the cluster, that may be changed here afterwards.
+            cell(f"import numpy as np\n{name} = np.arange(30_000) + {step}; small = 1")
+        else:
+            del names[name]
+        here = names["digest"]({each: names[each] for each in "abcdef" if each in names})
+        there = cell(_looks(names))
+        assert there == here
+        reused += cell.inputs.reused
+        assert kept() <= 400_000
+    assert reused > 0
+
+
+DIGEST = """
+import hashlib
+def digest(values):
+    import numpy as np, pandas as pd, pyarrow as pa
+    found = {}
+    for name, value in sorted(values.items()):
+        if isinstance(value, pa.Table):
+            value = value.to_pandas()
+        if isinstance(value, pd.DataFrame):
+            found[name] = hashlib.sha1(value.to_csv().encode()).hexdigest()
+        elif value is not None:
+            found[name] = (value.dtype.str, value.shape, hashlib.sha1(np.ascontiguousarray(value).tobytes()).hexdigest())
+    return found
+"""
+
+
+def _looks(names: dict[str, Any]) -> str:
+    """A cell that reads every one of the names that there is."""
+    return "digest({" + ", ".join(f"{each!r}: {each}" for each in "abcdef" if each in names) + "})"
