@@ -104,6 +104,7 @@ def init(
         wanted = name or (f"local-{os.getpid()}" if address == "local" else "")
     else:
         wanted = name or address or ""
+    session = session or (_name_session() if _name_session is not None else "") or None
     label = session or f"{os.path.basename(sys.argv[0] or 'python')} (pid {os.getpid()})"
     while True:
         record = clusters.find_cluster(wanted, settings)
@@ -328,6 +329,15 @@ def print_output(message: Output) -> None:
 _keep = False
 _registered = False
 _decide: Callable[[], bool | None] | None = None
+
+
+_name_session: Callable[[], str] | None = None
+
+
+def name_session(name: Callable[[], str] | None) -> None:
+    """``name()`` says who this process is to a cluster where ``init`` is not told: the notebook. None: a session of the process's own."""
+    global _name_session
+    _name_session = name
 
 
 def decide_exit(stop: Callable[[], bool | None]) -> None:

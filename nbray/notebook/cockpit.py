@@ -88,6 +88,7 @@ class Cockpit:
         self._showtraceback = self.shell.showtraceback
         self.shell.showtraceback = self._show_error
         progress.make_bar = self.status.bar
+        session.name_session(functools.partial(lifecycle.session_name, self.shell))
         context.on_install.append(self.attach)
         runtime = context.current()
         if runtime is not None:
@@ -106,6 +107,7 @@ class Cockpit:
         if self.shell.__dict__.get("showtraceback") == self._show_error:
             del self.shell.showtraceback
         context.on_install.remove(self.attach)
+        session.name_session(None)
         runtime = context.current()
         if runtime is not None and runtime is self._attached:
             engine: Any = runtime.engine

@@ -261,6 +261,17 @@ def test_a_late_name_can_be_fetched(kernel: Kernel) -> None:
     ok(kernel.run("tardy = 5"))
 
 
+def test_init_in_a_notebook_is_the_notebooks_session_too(book: Kernel) -> None:
+    ok(book.run("%cluster stop"))
+    ok(book.run("import nbray\nnbray.init(num_cpus=1)"))
+    ok(book.run("%%remote\nfrom_init = 3"))
+    crash(book)
+    ok(book.run("%load_ext nbray\nimport nbray\nnbray.init()"))
+    assert "from_init" in str(
+        ok(book.run("nbray.attach('from_init')\nfrom_init, list(nbray.names())")).result
+    )
+
+
 def test_restart_and_run_all_is_clean_and_replaces_what_was_kept(book: Kernel) -> None:
     ok(book.run("%%remote\nagain = 'first'"))
     book.restart()
