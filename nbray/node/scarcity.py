@@ -1,7 +1,7 @@
 """The machine's memory is nearly used up: what is done before the kernel would do something. Pure; part of the node's machine.
 
 First the store gives memory back. Then the newest task that matters is ended, one that may be tried again if there is one; an actor only when no task
-runs. Its worker is asked what its largest variables are, and has `PATIENCE` to answer (``nbray.worker.largest``): the error names them.
+runs. Its worker is asked what its largest variables are, and has a moment to answer (``nbray.worker.largest``): the error names them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ RELIEF_SECONDS = 1.0
 """Seconds that the end of a task is given to show in the memory that is used, unless that grows further."""
 
 PATIENCE = 0.2
-"""Seconds that a worker has for saying what its task holds."""
+"""Seconds that a worker has for saying what its task holds, while the memory that is used grows."""
+
+LONGEST_PATIENCE = 1.0
+"""The same while it does not."""
+
+SILENT = "Its code did not let go of the interpreter to say what its variables hold"
 
 
 @dataclass(slots=True, frozen=True)
@@ -42,16 +47,16 @@ class AskLargest:
 class _Asked:
     """The worker that is to be ended, the attempt that it runs, and what is known of the memory."""
 
-    __slots__ = ("attempt", "deadline", "limit", "size", "task", "used", "worker")
+    __slots__ = ("attempt", "limit", "since", "size", "task", "used", "worker")
 
-    def __init__(self, worker: Worker, used: int, limit: int, size: int, deadline: float) -> None:
+    def __init__(self, worker: Worker, used: int, limit: int, size: int, now: float) -> None:
         self.worker = worker
         self.task: Task = worker.pending[0]
         self.attempt = self.task.attempt
         self.used = used
         self.limit = limit
         self.size = size
-        self.deadline = deadline
+        self.since = now
 
 
 class Scarcity:
@@ -73,6 +78,8 @@ class Scarcity:
         if node.objects.shrink(over) >= over and used < limit * MEMORY_CRITICAL:
             return
         if self.asked is not None:
+            if used > self.asked.used and node.now - self.asked.since >= PATIENCE:
+                self._end(self.asked, SILENT)
             return
         since, before = self._relieved
         if node.now - since < RELIEF_SECONDS and used <= before:
@@ -83,7 +90,7 @@ class Scarcity:
         most = max(sizes.get(w.pid, 0) for w in running)
         large = [w for w in running if sizes.get(w.pid, 0) * 4 >= most]
         newest = max(large, key=lambda w: (w.pending[0].retries != 0, w.pending[0].dispatched))
-        self.asked = _Asked(newest, used, limit, sizes.get(newest.pid, 0), node.now + PATIENCE)
+        self.asked = _Asked(newest, used, limit, sizes.get(newest.pid, 0), node.now)
         node.effects.append(AskLargest(newest.number))
 
     def _running(self) -> list[Worker]:
@@ -110,8 +117,8 @@ class Scarcity:
     def expire(self, now: float) -> None:
         """End a worker that does not answer."""
         asked = self.asked
-        if asked is not None and asked.deadline <= now:
-            self._end(asked, "Its code did not let go of the interpreter to say what its variables hold")
+        if asked is not None and now - asked.since >= LONGEST_PATIENCE:
+            self._end(asked, SILENT)
 
     def _end(self, asked: _Asked, variables: str) -> None:
         self.asked = None
