@@ -176,7 +176,8 @@ def of_this_process() -> StoredInputs | None:
     """What this process's notebook has in the store of the cluster that it is connected to; None while it is not."""
     global _stored
     runtime = context.current()
-    if runtime is None:
+    # Other engines send all anew.
+    if runtime is None or not hasattr(runtime.engine, "another_ref"):
         return None
     if _stored is None or _stored.engine is not runtime.engine:
         _stored = StoredInputs(runtime.engine)
