@@ -223,6 +223,10 @@ def check(options: CellOptions) -> None:
         )
     if options.local and (options.background or options.over is not None):
         raise BadUsageError("--local runs the cell here and now; take -a or --map away")
+    if options.over is not None and (options.background or options.on_interrupt == "detach"):
+        raise BadUsageError(
+            "--map is driven by the notebook and cannot run in the background; in a cell of its own, nbray.map or @nbray.remote can"
+        )
     if options.on_interrupt not in ("cancel", "detach"):
         raise BadUsageError(f"on_interrupt={options.on_interrupt!r}: expected 'cancel' or 'detach'")
     own = {"num_returns": "a cell has one result", "name": "use --name"}

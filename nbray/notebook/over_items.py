@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import reprlib
 import time
@@ -291,7 +290,7 @@ def _short(item: Any) -> str:
 def run(cells: RemoteCells, cell: str, options: CellOptions) -> Any:
     """Run ``cell`` once for each item of ``options.over``; the list of its last values."""
     __tracebackhide__ = True
-    made = OverItems(cells, cell, dataclasses.replace(options, background=False))
+    made = OverItems(cells, cell, options)
     cells.cockpit.over_items.append(made)
     del cells.cockpit.over_items[:-KEPT]
     return made.run()

@@ -137,7 +137,8 @@ class RemoteCells:
     def _show_plan(self, cell: str, options: CellOptions) -> None:
         from nbray.notebook.plans import plan
 
-        prepared, inputs = self._prepared(cell, options)
+        given = () if options.over is None else options.over[:1]
+        prepared, inputs = self._prepared(cell, options, given)
         late = [name for promise in inputs for name in promise.names]
         made = plan(prepared.names, prepared.packed, self._ip.user_ns, options.also, options.out, late)
         self.cockpit.show(made.card())

@@ -70,6 +70,7 @@ def test_flags() -> None:
         ("--map files", "--map x=files"),
         ("--map 2=files", "not a variable's name"),
         ("--local -a", "take -a"),
+        ("-a --map x=files", "cannot run in the background"),
         ("--on-interrupt stop", "cancel"),
     ],
 )
