@@ -238,7 +238,14 @@ def test_bad_flags_and_subcommands(kernel: Kernel) -> None:
 # -- output
 
 
-def test_late_output_belongs_to_the_cell_that_started_it(kernel: Kernel, tmp_path: Path) -> None:
+def test_late_output_belongs_to_the_cell_that_started_it(tmp_path: Path) -> None:
+    # With a front end, that is: where nobody looks after a cell's end, late output takes another way (test_headless.py).
+    with Kernel({"JPY_SESSION_NAME": "late.ipynb"}, cwd=str(tmp_path)) as kernel:
+        ok(kernel.run("%load_ext nbray\n%cluster start --cpus 2"))
+        _late_output(kernel, tmp_path)
+
+
+def _late_output(kernel: Kernel, tmp_path: Path) -> None:
     ok(
         kernel.run(
             "import nbray\n@nbray.remote\ndef late(gate, word):\n    import os, time\n    while not os.path.exists(gate): time.sleep(0.01)\n    print(word)"
