@@ -891,7 +891,7 @@ class LocalEngine(Engine):
         task, attempt = (b"", 0) if running is None else (running.task, running.attempt)
         self.machine.out.append(Bound(task, attempt, version, list(values), objects, sizes, list(deleted)))
         if running is None:
-            self.link.later()
+            self.link.flush()
 
     def unbind_names(self, names: Sequence[str], version: int) -> None:
         """The session holds no longer what these names stand for, nor what cells up to ``version`` will bind them to."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from nbray import config, logs
-from nbray.errors import NbrayError, SerializationError, TaskError
+from nbray.errors import NbrayError, SerializationError, TaskCancelledError, TaskError
 from nbray.events import NameRow
 from nbray.gcs.messages import ActorRecord
 from nbray.notebook.arguments import did_you_mean, human
@@ -316,6 +316,8 @@ def _item(engine: Any, ref: Any, namespace: dict[str, Any]) -> dict[str, Any] | 
     from nbray.notebook.cell import returned
     from nbray.notebook.runner import CellError
 
+    if ref is None:
+        return TaskCancelledError("the kernel was gone before this item was submitted")
     try:
         return returned(engine.get([ref], None, writable=True)[0], namespace).values
     except NbrayError as error:

@@ -91,8 +91,10 @@ class HeldNames(Follower):
     def rebound(self, names: Collection[str]) -> None:
         self.release(names)
 
-    def gather(self, names: Iterable[str], refs: Sequence[ObjectRef[Any]]) -> None:
-        """These names will be lists: of what each of these runs of a cell binds (``refs`` of their results, in the order of the lists)."""
+    def gather(self, names: Iterable[str], refs: Sequence[ObjectRef[Any] | None]) -> None:
+        """These names will be lists: of what each of these runs of a cell binds (``refs`` of their results, in the order of the lists; None: not
+        submitted yet). To be called again when there are more.
+        """
         if not self._connected():
             return
         self._runs += 1

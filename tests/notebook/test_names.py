@@ -446,6 +446,22 @@ def test_a_server_that_shuts_its_kernels_down_loses_no_result(tmp_path: Path) ->
         ok(k.run("%cluster stop"))
 
 
+def test_part_of_a_list_comes_back(book: Kernel) -> None:
+    cell = "import nbray\nfrom nbray.notebook.extension import cockpit_of\nnames = cockpit_of(get_ipython()).names"
+    ok(book.run("%%remote --map n=[1, 2]\ndouble = 2 * n"))
+    ok(book.run(f"{cell}\nfrom nbray.api import context"))
+    ok(
+        book.run(
+            "engine = context.current().engine\nrow = [r for r in engine.query('held') if r[1] == 'double'][0]\n"
+            "names.gather(['double'], [*engine.get([engine.ref(row[2])], None)[0].results, None])"
+        )
+    )
+    crash(book)
+    start(book)
+    ok(book.run("%cluster attach double"))
+    assert ok(book.run("double[:2], type(double[2]).__name__")).result == "([2, 4], 'TaskCancelledError')"
+
+
 # -- what is stale
 
 
