@@ -8,6 +8,7 @@ out, and what of a flood is shown, `nbray.notebook.folding` decides.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -23,6 +24,8 @@ CELLS_KEPT = 1000
 
 PATIENCE = 0.25
 """Seconds for which a cell's end waits until its last lines are sent, where they may also come later."""
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 LATE_LIMIT = 20_000
 """Characters of late output that a saved notebook gets, the last ones."""
@@ -186,6 +189,11 @@ class Router:
             self._send_all(self._outlet.take(time.monotonic(), cell, final=True))
             if self._kernel is None:
                 sys.stderr.write("\n".join(lines) + "\n")
+                return
+            if cell in self._late:
+                shown = _COLOURS.sub("", "\n".join(lines))
+                self._late[cell] = f"{self._late[cell]}{shown}\n"[-LATE_LIMIT:]
+                self._changed[cell] = None
                 return
             self._send(cell, "error", {"ename": name, "evalue": text, "traceback": list(lines)}, "error")
 

@@ -225,3 +225,16 @@ def test_a_cluster_that_stops_leaves_no_promise(tmp_path: Path) -> None:
         ok(k.run(gated("never", "x = 1")))
         ok(k.run("%cluster stop"))
         assert k.run("x").result == "'old'"
+
+
+def test_where_nobody_looks_after_a_cells_end_a_failure_is_shown_with_a_later_one(tmp_path: Path) -> None:
+    with Kernel() as k:
+        ok(k.run(f"%load_ext nbray\nfrom pathlib import Path\nfolder = Path({str(tmp_path)!r})"))
+        ok(k.run("%cluster start --cpus 1 --name headless"))
+        first = ok(k.run(gated("g", "x = 1 / 0")))
+        (tmp_path / "g").touch()
+        later = k.run("x")
+        assert later.error == "ZeroDivisionError"
+        last = k.start("1 + 1")
+        k.finish(last, first, later)
+        assert any("ZeroDivisionError" in said(run) for run in (first, later, last))
