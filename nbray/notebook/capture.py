@@ -255,7 +255,7 @@ class _Walk:
 
     def _statement(self, node: ast.stmt) -> None:
         if not self._scopes:
-            handler = _handler("_flow_", type(node))
+            handler = _handler("_flow_", type(node))  # type: ignore[arg-type]  # mypy: AST may not be hashable
             if handler is not None:
                 handler(self, node)
                 return
@@ -405,7 +405,7 @@ class _Walk:
     # -- expressions and everything else
 
     def _node(self, node: ast.AST) -> None:
-        handler = _handler("_on_", type(node))
+        handler = _handler("_on_", type(node))  # type: ignore[arg-type]
         if handler is not None:
             handler(self, node)
         else:
