@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 import time
 import zlib
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import msgspec
 
@@ -121,7 +123,7 @@ def read(saved: Saved) -> bytearray:
     """The value's bytes. Raises ObjectLostError when they are not what was written."""
     data = bytearray(saved.header.size)
     try:
-        with open(saved.path, "rb") as file:
+        with _open(saved.path) as file:
             file.seek(saved.start)
             count = file.readinto(data)
     except OSError as error:
@@ -166,8 +168,18 @@ def expire(directory: str) -> None:
             continue  # not empty
 
 
+def _open(path: str) -> BinaryIO:
+    """A file that only this user can have written: what is in it will be unpickled. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        os.close(fd)
+        raise PermissionError(errno.EPERM, f"others can write {path}")
+    return os.fdopen(fd, "rb")
+
+
 def _head(path: str) -> Saved:
-    with open(path, "rb") as file:
+    with _open(path) as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise ValueError(f"{path} is no saved value")
         (length,) = LENGTH.unpack(file.read(LENGTH.size))

@@ -89,6 +89,19 @@ def test_what_is_no_saved_value_is_left_out(tmp_path: Path, source: int) -> None
     assert found(str(tmp_path)) == [["a"]]
 
 
+def test_what_others_could_have_written_is_left_out(tmp_path: Path, source: int) -> None:
+    path = Path(save(str(tmp_path), source, "a"))
+    (one,) = saved.find(str(tmp_path), "book")
+    path.chmod(0o666)
+    assert found(str(tmp_path)) == []
+    with pytest.raises(ObjectLostError, match="others can write"):
+        saved.read(one)
+    path.chmod(0o600)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert found(str(tmp_path)) == []
+
+
 def test_a_value_that_ends_early_leaves_no_file(tmp_path: Path, source: int) -> None:
     with pytest.raises(OSError, match="end too early"):
         save(str(tmp_path), source, "a", size=9999)
