@@ -1,7 +1,7 @@
 /** Paints a scene on a canvas: what can be seen, nothing else. */
 
-import { BOX, type Scene } from "./scene.ts";
-import { ORDER, STATES, type Store } from "./store.ts";
+import { BOX, type Scene, TASK } from "./scene.ts";
+import { FINISHED, ORDER, STATES, type Store } from "./store.ts";
 
 export const GLYPHS = ["○", "◔", "◑", "▶", "✓", "✕", "–", "↻"];
 
@@ -27,6 +27,8 @@ export interface Marks {
     chosenGroup: number;
     /** Nodes that a filter or a search leaves out are pale: of each, 1 if it is kept; null without one. */
     kept: Uint8Array | null;
+    /** The same of each group: whether one of its tasks is kept. */
+    keptGroups: Uint8Array | null;
 }
 
 /** Edges between tasks that are drawn at most; of more, nobody could follow one. */
@@ -85,6 +87,7 @@ function paintBox(
 ): void {
     const box = scene.boxes[number];
     const group = store.groups[number];
+    context.globalAlpha = marks.keptGroups && !marks.keptGroups[number] ? 0.25 : 1;
     const lit = marks.hoverGroup === number || marks.chosenGroup === number;
     context.beginPath();
     context.roundRect(box.x, box.y, box.width, box.height, group.actor ? 12 : 5);
@@ -113,13 +116,14 @@ function paintBox(
         context.fillRect(x, box.y + 29, Math.max(part, 2), 10);
         x += part;
     }
+    context.globalAlpha = 1;
 }
 
 function paintEdges(
     context: CanvasRenderingContext2D, store: Store, scene: Scene, view: View, scale: number, theme: Theme, marks: Marks,
 ): void {
-    const { source, target, edgeKind } = store;
-    const { x, y, nodeWidth, nodeHeight } = scene;
+    const { source, target, edgeKind, group } = store;
+    const { x, y, nodeWidths, nodeHeights } = scene;
     const focus = marks.hover >= 0 ? marks.hover : marks.chosen;
     // Between the cells of opened groups only those of the task that is looked at: all of them would cover everything.
     const all = scene.mode === "tasks";
@@ -130,11 +134,11 @@ function paintEdges(
         const [from, to] = [source[edge], target[edge]];
         const near = from === focus || to === focus;
         if (!near && (!all || found >= MOST_EDGES)) continue;
-        const x1 = x[from] + nodeWidth;
+        const x1 = x[from] + nodeWidths[group[from]];
         const x2 = x[to];
         // Of a node that is not drawn the comparisons with NaN are false.
         if (!(Math.min(x1, x2) <= view.right && Math.max(x1, x2) >= view.left)) continue;
-        if (Math.min(y[from], y[to]) > view.bottom || Math.max(y[from], y[to]) + nodeHeight < view.top) continue;
+        if (Math.min(y[from], y[to]) > view.bottom || Math.max(y[from], y[to]) + nodeHeights[group[to]] < view.top) continue;
         if (near) lit.push(edge);
         else {
             found++;
@@ -150,7 +154,7 @@ function paintEdges(
         context.beginPath();
         for (const edge of edges) {
             const [from, to] = [source[edge], target[edge]];
-            curve(context, x[from] + nodeWidth, y[from] + nodeHeight / 2, x[to], y[to] + nodeHeight / 2);
+            curve(context, x[from] + nodeWidths[group[from]], y[from] + nodeHeights[group[from]] / 2, x[to], y[to] + nodeHeights[group[to]] / 2);
         }
         context.stroke();
     };
@@ -163,50 +167,66 @@ function paintEdges(
 function paintNodes(
     context: CanvasRenderingContext2D, store: Store, scene: Scene, view: View, scale: number, theme: Theme, marks: Marks,
 ): void {
-    const { x, y, nodeWidth, nodeHeight } = scene;
+    const { x, y, nodeWidths, nodeHeights } = scene;
+    const { group } = store;
     const visible: number[][] = STATES.map(() => []);
     for (let node = 0; node < store.nodes; node++) {
-        if (x[node] <= view.right && x[node] + nodeWidth >= view.left && y[node] <= view.bottom && y[node] + nodeHeight >= view.top)
+        const of = group[node];
+        if (x[node] <= view.right && x[node] + nodeWidths[of] >= view.left && y[node] <= view.bottom && y[node] + nodeHeights[of] >= view.top)
             visible[store.state[node]].push(node);
     }
-    const wide = Math.max(nodeWidth, 1.5 / scale);
-    const high = Math.max(nodeHeight, 1.5 / scale);
-    const large = scene.mode === "tasks" && nodeHeight * scale > 9;
+    const least = 1.5 / scale;
+    const boxed = scene.mode === "tasks" && TASK.height * scale > 9;
     visible.forEach((nodes, state) => {
-        if (!nodes.length) return;
-        for (const pale of marks.kept ? [true, false] : [false]) {
-            context.globalAlpha = pale ? 0.15 : 1;
+        for (const pale of marks.kept ? [1, 0] : [0]) {
+            const alpha = pale ? 0.15 : 1;
+            const chosen = marks.kept ? nodes.filter((node) => marks.kept?.[node] === 1 - pale) : nodes;
+            if (!chosen.length) continue;
+            context.globalAlpha = alpha;
             context.fillStyle = context.strokeStyle = theme.states[state];
             context.lineWidth = 1.4;
-            const chosen = marks.kept ? nodes.filter((node) => (marks.kept as Uint8Array)[node] === (pale ? 0 : 1)) : nodes;
-            if (large) paintLarge(context, store, scene, chosen, state, theme, context.globalAlpha);
-            else for (const node of chosen) context.fillRect(x[node], y[node], wide, high);
-            if (!large && CELL_GLYPHS.has(state) && nodeHeight * scale > 9) {
-                context.fillStyle = theme.paper;
-                context.font = `10px ${theme.font}`;
-                context.textAlign = "center";
-                context.textBaseline = "middle";
-                for (const node of chosen) context.fillText(GLYPHS[state], x[node] + nodeWidth / 2, y[node] + nodeHeight / 2 + 0.5);
-                context.textAlign = "left";
+            if (boxed) {
+                paintTasks(context, store, scene, chosen, state, theme, alpha);
+                continue;
             }
+            for (const node of chosen) {
+                const of = group[node];
+                context.fillRect(x[node], y[node], Math.max(nodeWidths[of], least), Math.max(nodeHeights[of], least));
+            }
+            if (scene.mode === "groups" && state !== FINISHED) paintGlyphs(context, store, scene, chosen, state, scale, theme);
         }
     });
     context.globalAlpha = 1;
     for (const node of [marks.hover, marks.chosen]) {
         if (node < 0 || node >= store.nodes || Number.isNaN(x[node])) continue;
+        const of = group[node];
         context.strokeStyle = theme.accent;
         context.lineWidth = Math.max(2, 2 / scale);
-        context.strokeRect(x[node] - 2, y[node] - 2, nodeWidth + 4, nodeHeight + 4);
+        context.strokeRect(x[node] - 2, y[node] - 2, nodeWidths[of] + 4, nodeHeights[of] + 4);
     }
 }
 
-/** States whose cells carry their glyph: all but "finished", which is the background of a graph. */
-const CELL_GLYPHS = new Set([0, 1, 2, 3, 5, 6, 7]);
+/** Cells of all states but "finished", which is the ground of a graph, carry their glyph where it can be read. */
+function paintGlyphs(
+    context: CanvasRenderingContext2D, store: Store, scene: Scene, nodes: number[], state: number, scale: number, theme: Theme,
+): void {
+    context.fillStyle = theme.paper;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    for (const node of nodes) {
+        const size = scene.nodeWidths[store.group[node]];
+        if (size * scale < 9) continue;
+        context.font = `${Math.round(size * 0.75)}px ${theme.font}`;
+        context.fillText(GLYPHS[state], scene.x[node] + size / 2, scene.y[node] + size / 2 + 0.5);
+    }
+    context.textAlign = "left";
+}
 
-function paintLarge(
+function paintTasks(
     context: CanvasRenderingContext2D, store: Store, scene: Scene, nodes: number[], state: number, theme: Theme, alpha: number,
 ): void {
-    const { x, y, nodeWidth, nodeHeight } = scene;
+    const { x, y } = scene;
+    const { width: nodeWidth, height: nodeHeight } = TASK;
     context.beginPath();
     for (const node of nodes) context.roundRect(x[node], y[node], nodeWidth, nodeHeight, store.kind[node] ? 13 : 4);
     context.fillStyle = theme.paper;

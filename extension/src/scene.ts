@@ -4,7 +4,12 @@ import type { Store } from "./store.ts";
 
 export const TASK = { width: 132, height: 26, stepX: 176, stepY: 36 };
 export const BOX = { width: 210, height: 50, stepX: 280, stepY: 70, inset: 10, top: 46 };
-export const CELL = { size: 14, step: 17 };
+/** Sizes of the cells of an opened group, by how many tasks it has at most: a large one is a map, a small one can be read. */
+export const CELLS = [
+    { most: 400, size: 14, step: 17 },
+    { most: 4000, size: 8, step: 10 },
+    { most: Number.POSITIVE_INFINITY, size: 5, step: 6 },
+];
 /** Rows of a column of tasks, after which it goes on beside itself: ten thousand tasks side by side are no thread of one pixel. */
 export const WRAP = 40;
 /** Tasks above which the groups are shown first. */
@@ -18,6 +23,10 @@ export interface Box {
     open: boolean;
 }
 
+function cellOf(count: number): { most: number; size: number; step: number } {
+    return CELLS.find((each) => count <= each.most) ?? CELLS[0];
+}
+
 export type Mode = "tasks" | "groups";
 
 export class Scene {
@@ -28,9 +37,9 @@ export class Scene {
     y = new Float32Array(0);
     width = 0;
     height = 0;
-
-    get nodeWidth(): number { return this.mode === "tasks" ? TASK.width : CELL.size; }
-    get nodeHeight(): number { return this.mode === "tasks" ? TASK.height : CELL.size; }
+    /** Of each group: width and height of what stands for one of its tasks. */
+    nodeWidths: number[] = [];
+    nodeHeights: number[] = [];
 
     /** Places everything anew: linear in the number of nodes that are drawn. */
     arrange(store: Store, mode: Mode, open: ReadonlySet<number>): void {
@@ -40,6 +49,9 @@ export class Scene {
             this.y = new Float32Array(store.nodes * 2);
         }
         this.width = this.height = 0;
+        const sizes = store.groups.map((group) => cellOf(group.members.length).size);
+        this.nodeWidths = mode === "tasks" ? sizes.map(() => TASK.width) : sizes;
+        this.nodeHeights = mode === "tasks" ? sizes.map(() => TASK.height) : sizes;
         if (mode === "tasks") this.arrangeTasks(store);
         else this.arrangeGroups(store, open);
     }
@@ -69,8 +81,9 @@ export class Scene {
             if (!open.has(number)) return { width: BOX.width, height: BOX.height, deep: 0 };
             const count = Math.max(1, group.members.length);
             const deep = Math.max(1, Math.ceil(Math.sqrt(count / 2)));
-            const width = Math.ceil(count / deep) * CELL.step + 2 * BOX.inset;
-            return { width: Math.max(BOX.width, width), height: deep * CELL.step + BOX.top + BOX.inset, deep };
+            const { step } = cellOf(count);
+            const width = Math.ceil(count / deep) * step + 2 * BOX.inset;
+            return { width: Math.max(BOX.width, width), height: deep * step + BOX.top + BOX.inset, deep };
         });
         const wide: number[] = [];
         for (let g = 0; g < store.groups.length; g++) wide[columns[g]] = Math.max(wide[columns[g]] ?? 0, sizes[g].width);
@@ -93,23 +106,24 @@ export class Scene {
             this.width = Math.max(this.width, box.x + width);
             this.height = Math.max(this.height, box.y + height);
             if (!deep) continue;
+            const { step } = cellOf(store.groups[g].members.length);
             store.groups[g].members.forEach((node, k) => {
-                this.x[node] = box.x + BOX.inset + Math.floor(k / deep) * CELL.step;
-                this.y[node] = box.y + BOX.top + (k % deep) * CELL.step;
+                this.x[node] = box.x + BOX.inset + Math.floor(k / deep) * step;
+                this.y[node] = box.y + BOX.top + (k % deep) * step;
             });
         }
     }
 
     /** What lies at a point: a node before the group around it. */
     at(store: Store, x: number, y: number): { node: number; group: number } {
-        const [wide, high] = [this.nodeWidth, this.nodeHeight];
         let group = -1;
         if (this.mode === "groups") {
             group = this.boxes.findIndex((box) => x >= box.x && x < box.x + box.width && y >= box.y && y < box.y + box.height);
             if (group < 0 || !this.boxes[group].open) return { node: -1, group };
         }
         for (let node = 0; node < store.nodes; node++) {
-            if (x >= this.x[node] && x < this.x[node] + wide && y >= this.y[node] && y < this.y[node] + high) return { node, group };
+            const of = store.group[node];
+            if (x >= this.x[node] && x < this.x[node] + this.nodeWidths[of] && y >= this.y[node] && y < this.y[node] + this.nodeHeights[of]) return { node, group };
         }
         return { node: -1, group };
     }

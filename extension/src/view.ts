@@ -36,7 +36,7 @@ export class GraphView {
     private readonly live: HTMLElement;
     private readonly scene = new Scene();
     private readonly camera: Camera = { x: 0, y: 0, scale: 1 };
-    private readonly marks: Marks = { hover: -1, hoverGroup: -1, chosen: -1, chosenGroup: -1, kept: null };
+    private readonly marks: Marks = { hover: -1, hoverGroup: -1, chosen: -1, chosenGroup: -1, kept: null, keptGroups: null };
     private readonly open = new Set<number>();
     private readonly stop = new AbortController();
     private readonly watchers: { disconnect(): void }[] = [];
@@ -151,12 +151,18 @@ export class GraphView {
     }
 
     private readTheme(): Theme {
-        const style = getComputedStyle(this.root);
-        const of = (name: string) => style.getPropertyValue(`--nbray-${name}`).trim();
-        return {
-            paper: of("paper"), ink: of("ink"), faint: of("faint"), accent: of("accent"),
-            states: NAMES.map(of), font: style.fontFamily,
+        // The computed colour of an element, not of a variable: a canvas knows neither variables nor mixtures of colours.
+        const probe = element("span", "", this.root);
+        const of = (name: string) => {
+            probe.style.color = `var(--nbray-${name})`;
+            return getComputedStyle(probe).color;
         };
+        const theme = {
+            paper: of("paper"), ink: of("ink"), faint: of("faint"), accent: of("accent"),
+            states: NAMES.map(of), font: getComputedStyle(this.root).fontFamily,
+        };
+        probe.remove();
+        return theme;
     }
 
     private retheme(): void {
@@ -251,18 +257,19 @@ export class GraphView {
         const wanted = this.search.value.trim().toLowerCase();
         const filter = this.filter.value;
         if (!wanted && !filter) {
-            marks.kept = null;
+            marks.kept = marks.keptGroups = null;
             return;
         }
         const named = store.groups.map((group) => group.name.toLowerCase().includes(wanted));
         const slow = filter === "slow" ? this.slowest() : 0;
         const kept = new Uint8Array(store.nodes);
+        const keptGroups = new Uint8Array(store.groups.length);
         for (let node = 0; node < store.nodes; node++) {
             const state = store.state[node];
             const fits = filter === "active" ? state <= RUNNING || state === RETRIED : filter === "failed" ? state === FAILED || state === RETRIED : filter === "slow" ? store.ran(node) >= slow : true;
-            if (fits && named[store.group[node]]) kept[node] = 1;
+            if (fits && named[store.group[node]]) kept[node] = keptGroups[store.group[node]] = 1;
         }
-        marks.kept = kept;
+        [marks.kept, marks.keptGroups] = [kept, keptGroups];
     }
 
     /** Run time of the slowest twentieth. */
@@ -355,6 +362,8 @@ export class GraphView {
         if (this.open.has(group)) this.open.delete(group);
         else this.open.add(group);
         this.arranged = -1;
+        // The box that was opened stays where it is.
+        this.moved = true;
         this.update();
     }
 
@@ -396,7 +405,7 @@ export class GraphView {
         } else if (store.nodes) {
             const node = marks.chosen < 0 ? 0 : (marks.chosen + by + store.nodes) % store.nodes;
             this.choose({ node, group: -1 }, false);
-            this.reveal(scene.x[node], scene.y[node], scene.nodeWidth, scene.nodeHeight);
+            this.reveal(scene.x[node], scene.y[node], scene.nodeWidths[store.group[node]], scene.nodeHeights[store.group[node]]);
         }
     }
 

@@ -48,7 +48,8 @@ for (const name of ["pipeline", "drawn"]) {
                 for (let node = 0; node < store.nodes; node++) {
                     if (Number.isNaN(scene.x[node])) continue;
                     seen.add(`${scene.x[node]} ${scene.y[node]}`);
-                    assert.ok(scene.x[node] + scene.nodeWidth <= scene.width && scene.y[node] + scene.nodeHeight <= scene.height);
+                    const of = store.group[node];
+                    assert.ok(scene.x[node] + scene.nodeWidths[of] <= scene.width && scene.y[node] + scene.nodeHeights[of] <= scene.height);
                 }
                 assert.equal(seen.size, mode === "tasks" || open.size ? store.nodes : 0);
                 if (mode === "tasks") {

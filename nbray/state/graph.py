@@ -86,7 +86,7 @@ class Graph:
             known = fresh.get(event.task)
             if known is None or _supersedes(event.attempt, event.state, known.attempt, known.state):
                 fresh[event.task] = event
-        for event in sorted(fresh.values(), key=lambda each: each.submitted):
+        for event in sorted(fresh.values(), key=_order):
             changed[self._add(event)] = None
         return sorted(changed)
 
@@ -188,6 +188,11 @@ class Graph:
             number = self._group_index[key] = len(self.groups)
             self.groups.append(Group(event.name, event.cell, event.kind != TASK))
         return number
+
+
+def _order(event: TaskEvent) -> tuple[float, bytes, bytes]:
+    """Of submission. What one process submits in one go has one time, and its ids count up."""
+    return event.submitted, event.task[:12], event.task[15:11:-1]
 
 
 def _supersedes(attempt: int, state: int, known_attempt: int, known: int) -> bool:

@@ -65,7 +65,7 @@ class Live:
         self._whole = False
         self._views = False
         self._greeted = False
-        self._heard = self._touched = self._began = time.monotonic()
+        self._heard = self._touched = self._began = self._idle = time.monotonic()
         self.sent = 0
         """Bytes of all frames."""
         self.widget.on_msg(self._on_message)
@@ -113,15 +113,13 @@ class Live:
                     whole, self._whole = self._whole, False
                     wanted = self._wanted()
                     now = time.monotonic()
+                    if self._busy():
+                        # What views say now is heard later.
+                        self._idle = now
                     if not self._greeted and asked < len(UNASKED) and now - self._began > UNASKED[asked]:
                         whole = True
                         asked += 1
-                    lonely = (
-                        not self._greeted
-                        and not self._busy()
-                        and now - self._heard > 2.0
-                        and now - told > 1.0
-                    )
+                    lonely = not self._greeted and now - self._idle > 2.0 and now - told > 1.0
                     rests = self._touched + REST < now and not self._busy()
                 if not wanted:
                     if watching:

@@ -7,7 +7,9 @@ import struct
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,6 +44,16 @@ def test_parents_come_before_children_whatever_the_order_of_the_events() -> None
     graph = of([made(2, after=[1]), made(1, after=[0]), made(0)])
     assert edges(graph) == {(0, 1, DATA), (1, 2, DATA)}
     assert graph.tasks == [task_id(n) for n in range(3)]
+
+
+def test_what_is_submitted_in_one_go_is_in_the_order_of_its_ids() -> None:
+    def counted(number: int, **fields: Any) -> TaskEvent:
+        task = b"e" * 12 + number.to_bytes(4, "little")
+        return msgspec.structs.replace(made(0), task=task, submitted=1.0, **fields)
+
+    second = counted(300, deps=[b"e" * 12 + (255).to_bytes(4, "little") + bytes(4)])
+    graph = of([second, counted(255)])
+    assert edges(graph) == {(0, 1, DATA)}
 
 
 def test_an_edge_from_what_is_not_known_is_left_out() -> None:
