@@ -13,7 +13,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import BufferedReader
 
 import msgspec
 
@@ -168,7 +168,7 @@ def expire(directory: str) -> None:
             continue  # not empty
 
 
-def _open(path: str) -> BinaryIO:
+def _open(path: str) -> BufferedReader:
     """A file that only this user can have written: what is in it will be unpickled. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     found = os.fstat(fd)
