@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -159,9 +160,21 @@ def _size(path: str) -> int:
     return total
 
 
+def _front_end(shell: Any) -> str:
+    """What runs the kernel, as far as the kernel can tell: Jupyter's servers do not say which page is open."""
+    if "google.colab" in sys.modules:
+        return "Colab"
+    if shell.user_ns.get("__vsc_ipynb_file__"):
+        return "VS Code"
+    if config.settings().session:
+        return "a Jupyter server"
+    return "none that restarts kernels (a headless run)" if lifecycle.kernel_id(shell) else "a terminal"
+
+
 def front_end(shell: Any) -> dict[str, str]:
     """What shows the notebook, for `nbray doctor`."""
     return {
+        "front end": _front_end(shell),
         "notebook": lifecycle.session_name(shell, "") or "(not a notebook)",
         "shell": type(shell).__name__,
         "restart may come": str(lifecycle.may_come_back(shell)),

@@ -171,3 +171,11 @@ def test_why_stale_and_late(kernel: Kernel) -> None:
     ok(kernel.run("%%remote -a\nimport time\ntime.sleep(30)\nlater = base"))
     assert "has run for" in said(kernel.run("%cluster why later"))
     assert "1 task cancelled" in said(kernel.run("%cluster cancel later"))
+
+
+def test_doctor_is_one_block_with_the_front_end(kernel: Kernel) -> None:
+    text = said(kernel.run("%cluster doctor"))
+    assert text.startswith("```text\n")
+    assert text.endswith("\n```")
+    for words in ("ipykernel ", "cgroup", "front end", "none that restarts kernels", "runtime", "spill"):
+        assert words in text
