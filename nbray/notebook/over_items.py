@@ -26,6 +26,10 @@ PER_CPU = 8
 """Items on their way for each CPU: enough to keep workers busy, few enough for the store."""
 
 
+GATHER_SECONDS = 2.0
+"""Seconds between two times that the session is told which items are on their way."""
+
+
 class ItemsFailedError(NbrayError):
     """Some items of a cell failed. ``failures``: position of the item -> its exception. The others have run, and what they bound is there."""
 
@@ -53,6 +57,7 @@ class OverItems:
         self._refs: dict[int, ObjectRef[Any]] = {}
         self._shown: list[str] = []
         self._gathered = False
+        self._gathered_at = 0.0
 
     def _evaluate(self, expression: str) -> list[Any]:
         shell, late = self._cockpit.shell, self._cockpit.late
@@ -219,11 +224,13 @@ class OverItems:
         return f"{' '.join(named) if named else frame.filename}, line {frame.line}"
 
     def _gather(self) -> None:
-        """When all are submitted the session holds the lists that they will make, whatever becomes of this process."""
-        if not self._gathered and len(self._refs) == self._fan.count:
-            self._gathered = True
-            refs = [self._refs[index] for index in range(self._fan.count)]
-            self._cockpit.names.gather(self.names, refs)
+        """The session holds the lists that the items will make, whatever becomes of this process: those submitted until some seconds ago."""
+        complete = len(self._refs) == self._fan.count
+        now = time.monotonic()
+        if self._gathered or not (complete or now - self._gathered_at > GATHER_SECONDS):
+            return
+        self._gathered, self._gathered_at = complete, now
+        self._cockpit.names.gather(self.names, [self._refs.get(index) for index in range(self._fan.count)])
 
     # -- the end
 

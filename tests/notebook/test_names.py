@@ -446,6 +446,20 @@ def test_a_server_that_shuts_its_kernels_down_loses_no_result(tmp_path: Path) ->
         ok(k.run("%cluster stop"))
 
 
+def test_a_crash_in_the_middle_of_a_fan_out_loses_only_what_had_not_begun(book: Kernel) -> None:
+    folder = ok(book.run("import os; os.getcwd()")).result
+    cell = "import os, time\nwhile n > 5 and not os.path.exists('gate'):\n    time.sleep(0.01)\nsquare = n * n\nprint('did', n, flush=True)"
+    run = book.start(f"%%remote --map n=range(40)\n{cell}")
+    book.read_until([run], lambda: "did 5" in run.text())
+    crash(book)
+    start(book)
+    ok(book.run(f"open({folder} + '/gate', 'w').close()"))
+    ok(book.run("%cluster attach square"))
+    assert ok(book.run("square[:8], len(square), type(square[-1]).__name__")).result == (
+        "([0, 1, 4, 9, 16, 25, 36, 49], 40, 'TaskCancelledError')"
+    )
+
+
 def test_part_of_a_list_comes_back(book: Kernel) -> None:
     cell = "import nbray\nfrom nbray.notebook.extension import cockpit_of\nnames = cockpit_of(get_ipython()).names"
     ok(book.run("%%remote --map n=[1, 2]\ndouble = 2 * n"))
