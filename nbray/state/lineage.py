@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-MOST_VERSIONS = 20_000
+MOST_VERSIONS = 2_000
 """Versions that are remembered; the oldest that nothing current was made of are forgotten first."""
 
 
