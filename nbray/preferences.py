@@ -457,7 +457,8 @@ class Preferences:
             again = {key: value for key, value in originals.items() if key not in options}
             for key in options:
                 originals.setdefault(key, current.get(key, base.get(key, _ABSENT)))
-            library.write(module, {**again, **options})
+            if again or options:
+                library.write(module, {**again, **options})
             self._applied[name] = blob
             self._expected[name] = library.read(module)
         except Exception:  # noqa: BLE001  (another version of the library: it goes without)

@@ -236,6 +236,20 @@ def test_what_a_cell_sets_is_not_left_to_the_next() -> None:
     assert pd.get_option("display.max_rows") == 60
 
 
+def test_also_where_the_notebook_has_set_nothing() -> None:
+    worker = Preferences()
+    worker.take_on({})
+    before = warnings.filters[:]
+    limit = sys.getrecursionlimit()
+    warnings.simplefilter("ignore")
+    sys.setrecursionlimit(limit + 7)
+    decimal.getcontext().prec = 4
+    worker.renew()
+    assert warnings.filters[:] == before
+    assert sys.getrecursionlimit() == limit
+    assert decimal.getcontext().prec == 28
+
+
 def test_a_broken_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LIBRARIES["numpy"], "read", lambda module: 1 / 0)
     assert "numpy" not in told()
