@@ -32,7 +32,7 @@ export interface Marks {
 }
 
 /** Edges between tasks that are drawn at most; of more, nobody could follow one. */
-const MOST_EDGES = 4000;
+const MOST_EDGES = 2000;
 
 export function paint(
     context: CanvasRenderingContext2D, width: number, height: number, store: Store, scene: Scene, camera: Camera, theme: Theme, marks: Marks,
@@ -130,6 +130,7 @@ function paintEdges(
     const lines: [number[], number[], number[]] = [[], [], []];
     const lit: number[] = [];
     let found = 0;
+    const inside = (left: number, top: number) => left >= view.left - TASK.width && left <= view.right && top >= view.top - TASK.height && top <= view.bottom;
     for (let edge = 0; edge < store.edges; edge++) {
         const [from, to] = [source[edge], target[edge]];
         const near = from === focus || to === focus;
@@ -140,7 +141,8 @@ function paintEdges(
         if (!(Math.min(x1, x2) <= view.right && Math.max(x1, x2) >= view.left)) continue;
         if (Math.min(y[from], y[to]) > view.bottom || Math.max(y[from], y[to]) + nodeHeights[group[to]] < view.top) continue;
         if (near) lit.push(edge);
-        else {
+        // In a large graph, edges that only pass through would hide what they pass.
+        else if (store.edges < MOST_EDGES || inside(x[to], y[to]) || inside(x[from], y[from])) {
             found++;
             lines[edgeKind[edge] as 0 | 1 | 2].push(edge);
         }

@@ -11,7 +11,15 @@ export const CELLS = [
     { most: Number.POSITIVE_INFINITY, size: 5, step: 6 },
 ];
 /** Rows of a column of tasks, after which it goes on beside itself: ten thousand tasks side by side are no thread of one pixel. */
-export const WRAP = 40;
+const WRAP = 40;
+
+/** The same for larger columns. By powers of two, so that tasks change their places a few times only while a graph grows. */
+export function wrapOf(rows: number): number {
+    let wrap = WRAP;
+    while (wrap * wrap < 1.6 * rows) wrap *= 2;
+    return wrap;
+}
+
 /** Tasks above which the groups are shown first. */
 export const LARGE = 300;
 
@@ -59,18 +67,19 @@ export class Scene {
     private arrangeTasks(store: Store): void {
         this.boxes = [];
         const { columns, rows, heights } = store.layout;
+        const wrap = wrapOf(heights.reduce((most, height) => Math.max(most, height), 0));
         const starts: number[] = [];
         let x = 0;
         for (const height of heights) {
             starts.push(x);
-            x += (Math.floor(height / WRAP) + 1) * TASK.stepX;
-            this.height = Math.max(this.height, Math.min(height, WRAP - 1) * TASK.stepY + TASK.height);
+            x += (Math.floor(height / wrap) + 1) * TASK.stepX;
+            this.height = Math.max(this.height, Math.min(height, wrap - 1) * TASK.stepY + TASK.height);
         }
         this.width = Math.max(0, x - TASK.stepX + TASK.width);
         for (let node = 0; node < store.nodes; node++) {
             const row = rows[node];
-            this.x[node] = starts[columns[node]] + Math.floor(row / WRAP) * TASK.stepX;
-            this.y[node] = (row % WRAP) * TASK.stepY;
+            this.x[node] = starts[columns[node]] + Math.floor(row / wrap) * TASK.stepX;
+            this.y[node] = (row % wrap) * TASK.stepY;
         }
     }
 

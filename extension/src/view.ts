@@ -7,6 +7,7 @@ import { CANCELLED, FAILED, FINISHED, ORDER, RETRIED, RUNNING, STATES, type Stor
 const NAMES = ["waiting", "queued", "sent", "running", "finished", "failed", "cancelled", "retried"];
 /** Scale below which the names of tasks cannot be read. */
 const READABLE = 0.45;
+const LEAST = 0.002;
 const FILTERS: Record<string, string> = { "": "all tasks", active: "active", failed: "failed", slow: "slowest" };
 
 function element<K extends keyof HTMLElementTagNameMap>(tag: K, name: string, parent: HTMLElement): HTMLElementTagNameMap[K] {
@@ -173,7 +174,7 @@ export class GraphView {
     private home(width: number, height: number): void {
         const { scene, camera } = this;
         const fits = Math.min((width - 40) / Math.max(1, scene.width), (height - 40) / Math.max(1, scene.height));
-        camera.scale = Math.min(1, Math.max(fits, 0.01));
+        camera.scale = Math.min(1, Math.max(fits, LEAST));
         camera.x = (scene.width - width / camera.scale) / 2;
         camera.y = (scene.height - height / camera.scale) / 2;
     }
@@ -334,6 +335,7 @@ export class GraphView {
     private pan(dx: number, dy: number): void {
         this.camera.x += dx / this.camera.scale;
         this.camera.y += dy / this.camera.scale;
+        this.hold();
         this.moved = true;
         this.touched();
         this.update();
@@ -341,13 +343,22 @@ export class GraphView {
 
     private zoom(factor: number, x = this.canvas.clientWidth / 2, y = this.canvas.clientHeight / 2): void {
         const { camera } = this;
-        const scale = Math.min(4, Math.max(0.005, camera.scale * factor));
+        const scale = Math.min(4, Math.max(LEAST, camera.scale * factor));
         camera.x += x / camera.scale - x / scale;
         camera.y += y / camera.scale - y / scale;
         camera.scale = scale;
+        this.hold();
         this.moved = true;
         this.touched();
         this.update();
+    }
+
+    /** The middle of the view stays over the picture: nobody gets lost beside it. */
+    private hold(): void {
+        const { camera, scene, canvas } = this;
+        const [wide, high] = [canvas.clientWidth / camera.scale, canvas.clientHeight / camera.scale];
+        camera.x = Math.min(Math.max(camera.x, -wide / 2), scene.width - wide / 2);
+        camera.y = Math.min(Math.max(camera.y, -high / 2), scene.height - high / 2);
     }
 
     private choose({ node, group }: { node: number; group: number }, act: boolean): void {
