@@ -41,9 +41,11 @@ class WatchRequest(msgspec.Struct):
 
 
 class WatchAnswer(msgspec.Struct):
-    """``rows``: tasks that are new or have changed, each as its latest state; ``more``: there are more, ask again at once. ``now``: the node's clock."""
+    """``rows``: an encoded list of `TaskEvent`, of tasks that are new or have changed, each as its latest state; ``more``: there are more, ask again at once.
+    ``now``: the node's clock.
+    """
 
-    rows: list[TaskEvent]
+    rows: bytes
     more: bool
     now: float
 
@@ -89,7 +91,7 @@ class Watches:
             watcher = self.watchers[key] = _Watcher(peer.session, wanted.cell, node.now)
             watcher.changed.update(node.tasks.tasks)
         if watcher is None:
-            answer = WatchAnswer([], False, node.now)
+            answer = WatchAnswer(_encode([]), False, node.now)
         else:
             watcher.asked = node.now
             answer = self._answer(watcher)
@@ -111,7 +113,7 @@ class Watches:
             if watcher.cell and (item.cell != watcher.cell or item.session != watcher.session):
                 continue
             rows.append(item if isinstance(item, TaskEvent) else node._task_row(item))
-        return WatchAnswer(rows, bool(watcher.changed), node.now)
+        return WatchAnswer(_encode(rows), bool(watcher.changed), node.now)
 
     def expire(self, now: float) -> None:
         """Forget those who do not ask any more."""

@@ -25,6 +25,8 @@ HISTORY = 100_000
 ROUNDS = 25
 """Answers that are taken at most in one look, so that one look at 100,000 tasks is one frame."""
 
+_rows = msgspec.msgpack.Decoder(list[TaskEvent]).decode
+
 
 class Feed:
     """The graph of a cell's tasks (``cell``: its label), of these tasks and what they were made from (``tasks``), or of all that the cluster knows.
@@ -41,6 +43,8 @@ class Feed:
         self.graph = Graph()
         self.now = 0.0
         """The node's clock at the last look."""
+        self.origin = 0.0
+        """When the first task was submitted that was known when the watch began; else when it began."""
 
     def copy(self) -> Feed:
         """A feed of the same tasks, with nothing in it yet."""
@@ -50,11 +54,6 @@ class Feed:
     def chosen(self) -> bool:
         """Whether it is of some of the cluster's tasks only."""
         return bool(self._cell or self._tasks)
-
-    @property
-    def origin(self) -> float:
-        """When the first task was submitted."""
-        return min(self.graph.submitted, default=self.now)
 
     @property
     def finished(self) -> bool:
@@ -76,6 +75,7 @@ class Feed:
         if self._tasks:
             self._choose([*before, *rows])
         self._apply([*before, *rows])
+        self.origin = min(self.graph.submitted, default=self.now)
 
     def look(self) -> list[int]:
         """Take in what has changed; returns the nodes that are new or have changed."""
@@ -99,7 +99,7 @@ class Feed:
             asked = {"token": self._token, "cell": self._cell}
             answer = msgspec.convert(self._engine.query("watch", asked), WatchAnswer)
             self.now = answer.now
-            rows += answer.rows
+            rows += _rows(answer.rows)
             if not answer.more:
                 break
         return rows
