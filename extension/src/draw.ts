@@ -178,6 +178,12 @@ function paintNodes(
             visible[store.state[node]].push(node);
     }
     const least = 1.5 / scale;
+    const total = visible.reduce((sum, nodes) => sum + nodes.length, 0);
+    if (total > MAP && TASK.height * scale < 9) {
+        paintMap(context, store, scene, visible, view, scale, theme, marks);
+        paintMarks(context, store, scene, scale, theme, marks);
+        return;
+    }
     const boxed = scene.mode === "tasks" && TASK.height * scale > 9;
     visible.forEach((nodes, state) => {
         for (const pale of marks.kept ? [1, 0] : [0]) {
@@ -199,13 +205,52 @@ function paintNodes(
         }
     });
     context.globalAlpha = 1;
+    paintMarks(context, store, scene, scale, theme, marks);
+}
+
+function paintMarks(context: CanvasRenderingContext2D, store: Store, scene: Scene, scale: number, theme: Theme, marks: Marks): void {
+    const { x, y, nodeWidths, nodeHeights } = scene;
     for (const node of [marks.hover, marks.chosen]) {
         if (node < 0 || node >= store.nodes || Number.isNaN(x[node])) continue;
-        const of = group[node];
+        const of = store.group[node];
         context.strokeStyle = theme.accent;
         context.lineWidth = Math.max(2, 2 / scale);
         context.strokeRect(x[node] - 2, y[node] - 2, nodeWidths[of] + 4, nodeHeights[of] + 4);
     }
+}
+
+/** Tasks in sight above which they are set as pixels: a rectangle by a call of the canvas costs a microsecond. */
+const MAP = 5000;
+
+let board: OffscreenCanvas | null = null;
+
+function paintMap(
+    context: CanvasRenderingContext2D, store: Store, scene: Scene, visible: number[][], view: View, scale: number, theme: Theme, marks: Marks,
+): void {
+    const width = Math.max(1, Math.ceil((view.right - view.left) * scale));
+    const height = Math.max(1, Math.ceil((view.bottom - view.top) * scale));
+    if (!board || board.width !== width || board.height !== height) board = new OffscreenCanvas(width, height);
+    const ground = board.getContext("2d");
+    if (!ground) return;
+    const image = ground.createImageData(width, height);
+    const pixels = new Uint32Array(image.data.buffer);
+    for (const [state, nodes] of visible.entries()) {
+        const [red, green, blue] = (theme.states[state].match(/\d+/g) ?? ["128", "128", "128"]).map(Number);
+        const colour = ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+        const pale = ((38 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+        for (const node of nodes) {
+            const of = store.group[node];
+            const left = Math.max(0, Math.floor((scene.x[node] - view.left) * scale));
+            const top = Math.max(0, Math.floor((scene.y[node] - view.top) * scale));
+            const right = Math.min(width, left + Math.max(1, Math.floor(scene.nodeWidths[of] * scale)));
+            const bottom = Math.min(height, top + Math.max(1, Math.floor(scene.nodeHeights[of] * scale)));
+            const value = marks.kept && !marks.kept[node] ? pale : colour;
+            for (let row = top; row < bottom; row++) pixels.fill(value, row * width + left, row * width + right);
+        }
+    }
+    ground.putImageData(image, 0, 0);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(board, view.left, view.top, width / scale, height / scale);
 }
 
 /** Cells of all states but "finished", which is the ground of a graph, carry their glyph where it can be read. */
