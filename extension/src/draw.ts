@@ -126,7 +126,7 @@ function paintEdges(
     const { x, y, nodeWidths, nodeHeights } = scene;
     const focus = marks.hover >= 0 ? marks.hover : marks.chosen;
     // Between the cells of opened groups only those of the task that is looked at: all of them would cover everything.
-    const all = scene.mode === "tasks";
+    const all = scene.mode === "tasks" && (store.edges < MOST_EDGES || TASK.height * scale > 2);
     const lines: [number[], number[], number[]] = [[], [], []];
     const lit: number[] = [];
     let found = 0;
