@@ -58,8 +58,16 @@ class OpenGraph:
             self.over = True
         elif not self._cockpit.router.headless:
             # Keys in this order: front ends take the richest one they know, exporters without widgets the picture.
-            widget = self._start()
-            bundle = {"text/plain": bundle["text/plain"], **widget, "image/svg+xml": bundle["image/svg+xml"]}
+            try:
+                widget = self._start()
+            except ImportError as error:
+                self.over = True
+                self._cockpit.say(
+                    f"a picture only: the live view needs anywidget ({error}); pip install anywidget"
+                )
+            else:
+                svg = bundle.pop("image/svg+xml")
+                bundle |= {**widget, "image/svg+xml": svg}
         self._shown = bundle["text/plain"]
         identity = "" if self._cockpit.static else self._id
         self._cockpit.router.display(self.cell, bundle, display_id=identity)
@@ -106,7 +114,13 @@ class OpenGraph:
             if self.over:
                 return
             self.over = True
-        graph = feed.once() if ask else feed.graph
+        graph = feed.graph
+        if ask:
+            try:
+                graph = feed.once()
+            except NbrayError:
+                # The cluster has gone: what was seen last.
+                graph = self.feed.graph
         self._update(picture(graph, self.title, self.command))
         if self._live is not None:
             self._live.close()

@@ -42,7 +42,7 @@ class Live:
     """Feeds one widget from a thread of its own.
 
     ``busy``: whether the kernel runs a cell, so that it may not hear the views. ``settle(feed)`` is called when the graph is finished and nobody has touched it
-    for `REST` seconds, and ``lonely(feed)``, about once per second, as long as no view has ever said hello.
+    for `REST` seconds, or the cluster has gone, and ``lonely(feed)``, about once per second, as long as no view has ever said hello.
     """
 
     def __init__(
@@ -142,7 +142,8 @@ class Live:
                     self._settle(self.feed)
                     break
         except NbrayError:
-            # The cluster has gone: what is shown stays.
+            # The cluster has gone: what was seen last stays.
+            self._settle(self.feed)
             return
         if watching:
             try:

@@ -163,6 +163,31 @@ def test_words_that_mean_nothing(kernel: Kernel) -> None:
     assert kernel.run("%unload_ext nbray").error is None
 
 
+def test_when_the_cluster_ends_the_picture_of_what_was_seen_last_stays(kernel: Kernel) -> None:
+    kernel.run("nbray.get([step.remote() for _ in range(4)])")
+    shown = kernel.run("%graph")
+    view = View(kernel, opened(shown))
+    say(kernel, view.widget, kind="hello")
+    view.until(nodes=4)
+    kernel.run("%cluster stop")
+
+    def pictured() -> bool:
+        return any(
+            m["msg_type"] == "update_display_data" and "4 tasks: 4 finished" in str(m["content"]["data"])
+            for m in [*shown.messages, *view.run.messages, *kernel.others]
+        )
+
+    kernel.read_until([shown, view.run], pictured)
+    assert kernel.run("1").error is None
+
+
+def test_without_anywidget_there_is_a_picture(kernel: Kernel) -> None:
+    kernel.run("import sys; sys.modules['anywidget'] = None")
+    said, shown = kernel.run("%graph").shown()
+    assert "pip install anywidget" in said["text/plain"]
+    assert set(shown) == {"text/plain", "image/svg+xml"}
+
+
 def test_headless_runs_show_pictures_only_and_bring_them_up_to_date() -> None:
     with Kernel() as kernel:
         kernel.run(BEGIN)
