@@ -151,7 +151,9 @@ def _records(
             known = decided[head] = (task, task_name, cell, chosen(task, cell))
         if known[3]:
             stream = json.loads(head[head.rindex(b",") + 1 :])
-            yield Record(known[0], known[1], known[2], stream, float(moment), pid, text.decode("utf-8", "replace"))
+            yield Record(
+                known[0], known[1], known[2], stream, float(moment), pid, text.decode("utf-8", "replace")
+            )
 
 
 def present(directory: str) -> bool:

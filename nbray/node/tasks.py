@@ -521,8 +521,6 @@ class Tasks:
             return
         if task.id in self.node.names.expected:
             self.node.names.failed(task, error)
-        if task.id in self.node.names.expected:
-            self.node.names.failed(task, error)
         name, text = summary(error)
         state = CANCELLED if name == "TaskCancelledError" and task.cancelled else FAILED
         if state == FAILED and task.count is not None:

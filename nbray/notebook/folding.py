@@ -174,7 +174,9 @@ class Outlet:
         self.plain = plain
         self.bytes = Bucket(*KERNEL_BYTES)
         self.messages = Bucket(*KERNEL_MESSAGES)
-        self.cells: OrderedDict[str, _Cell] = OrderedDict()
+        self.cells: dict[str, _Cell] = {}
+        self.active: OrderedDict[str, None] = OrderedDict()
+        """Cells of which something waits; who was served comes last."""
 
     def cell(self, label: str, title: str) -> None:
         """A cell begins."""
@@ -183,6 +185,7 @@ class Outlet:
     def forget(self, label: str) -> None:
         """Nothing will be shown in it any more."""
         self.cells.pop(label, None)
+        self.active.pop(label, None)
 
     def hold(self, label: str, on: bool) -> None:
         """Whether what comes for a cell is to wait."""
@@ -198,6 +201,7 @@ class Outlet:
     ) -> None:  # fmt: skip
         """A task has written something. ``mark``: what stands before its lines; ``channel``: stdout or stderr. The rest as in `Output`."""
         cell = self.cells[label]
+        self.active[label] = None
         fold = cell.folds.get(source)
         if fold is None and not skipped and not tasks:
             if not text:
@@ -226,6 +230,7 @@ class Outlet:
 
     def plain_text(self, label: str, text: str) -> None:
         """Text that somebody has asked for: shown as a whole."""
+        self.active[label] = None
         self._append(self.cells[label], _Text(b"", "", "stdout", text))
 
     def _fitting(self, now: float, cell: _Cell, text: str) -> int:
@@ -284,6 +289,7 @@ class Outlet:
     ) -> None:
         """A task shows something; ``kind``: display_data, update_display_data or clear_output."""
         cell = self.cells[label]
+        self.active[label] = None
         if source in cell.folds:
             self._unfold(cell, source)
         shown = _Shown(kind, content, size)
@@ -341,20 +347,20 @@ class Outlet:
     ) -> list[Send]:
         """What to send now: of all cells, or of one. ``final``: its last lines too; ``unbounded``: at once, whatever the bounds say."""
         found: list[Send] = []
-        labels = [label] if label else list(self.cells)
-        for each in labels:
+        for each in [label] if label else list(self.active):
             cell = self.cells.get(each)
             if cell is None or (cell.held and not final):
                 continue
             for source in [s for s, fold in cell.folds.items() if final or now - fold.last >= QUIET]:
                 self._unfold(cell, source)
+            before = len(found)
             if cell.queue:
                 self._send_queue(now, each, cell, found, unbounded, final)
             self._send_panels(now, each, cell, found, final, unbounded)
-        if found and not label:
-            # Who was served comes last the next time.
-            for each in {send.cell: None for send in found}:
-                self.cells.move_to_end(each)
+            if self._due(now, cell) is None:
+                self.active.pop(each, None)
+            elif len(found) > before:
+                self.active.move_to_end(each)
         return found
 
     def _send_queue(
@@ -526,7 +532,8 @@ class Outlet:
     def due(self, now: float) -> float | None:
         """Seconds until `take` may have something, None while nothing waits."""
         due: float | None = None
-        for cell in self.cells.values():
+        for label in self.active:
+            cell = self.cells[label]
             each = None if cell.held else self._due(now, cell)
             if each is not None and (due is None or each < due):
                 due = each

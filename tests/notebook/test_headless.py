@@ -35,8 +35,8 @@ def test_late_output_is_in_the_saved_notebook_in_its_cell(runtime_dir: Path, tmp
         "%load_ext nbray\n%cluster start --cpus 1\nimport nbray, os, time",
         f"@nbray.remote\ndef late():\n    while not os.path.exists({str(gate)!r}): time.sleep(0.01)\n    print('it is late')\n    display('shown late')\nref = late.remote()",
         f"open({str(gate)!r}, 'w').close()\nnbray.get(ref)",
-        "%%remote -a\nimport time\ntime.sleep(0.2)\nlater = 5",
-        "later",
+        "%%remote -a\nimport time\ntime.sleep(0.2)\nfive = 5",
+        "five",
     )
     assert "it is late" in shown(cells[1])
     assert "shown late" in shown(cells[1])
