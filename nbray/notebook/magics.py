@@ -61,7 +61,6 @@ class NbrayMagics(Magics):
                 raise  # It knows how it wants to be shown.
             raise failing.briefly(error) from None
 
-
     @line_magic
     def graph(self, line: str) -> None:
         """Show the task graph."""
