@@ -415,6 +415,8 @@ class NodeMachine:
             if peer.number in self._unmapped:
                 del self._unmapped[peer.number]
                 self.objects.drop_pins(peer.number)
+        # A task knows its worker: the node's collector would come by too seldom for such circles.
+        worker.last = None
 
     def _abort_unsealed(self, peer: Peer) -> None:
         for entry in self.objects.created_by(peer.number):

@@ -898,7 +898,7 @@ def serve(
     signal.signal(signal.SIGTERM, terminate)
     # What lives long here are tasks and objects, which make no circles: a pass over a million of them would stop the node for half a second.
     gc.freeze()
-    gc.set_threshold(100_000, 50, 1_000)
+    gc.set_threshold(20_000, 50, 1_000)
     platform.set_process_title("nbray node")
     paths.announce(told, os.getpid())
     os.write(ready, b"1")

@@ -29,10 +29,9 @@ def test_where_answers_while_the_users_code_computes(cluster: Any) -> None:
     asked = time.monotonic()
     (row,) = nbray.state.where().to_pylist()
     assert time.monotonic() - asked < 10
-    # A machine with much else to do may need longer than the answer waits.
-    while row["function"] is None:
+    # The task may be about to import its module, and a machine with much else to do may need longer than the answer waits.
+    while row["function"] != "hold":
         (row,) = nbray.state.where().to_pylist()
-    assert row["function"] == "hold"
     assert row["file"] == __file__
     assert 12 < row["line"] < 18
     nbray.cancel(ref)
