@@ -39,7 +39,8 @@ from nbray.store.memory import SharedMemory
 from nbray.store.objects import DeleteSpilled, Restore, Spill, Write
 from nbray.transport.connection import Connection
 from nbray.transport.frames import encode_frame
-from nbray.transport.pace import SPIN, Pace
+from nbray.transport.pace import Pace
+from nbray.transport.spinning import spin
 
 log = logging.getLogger("nbray.node")
 
@@ -243,8 +244,8 @@ class NodeServer:
                 if self.held_back:
                     until = min(until, self.held_since + HOLD_UNASKED)
                 # One thing at a time: spinning takes no CPU away from tasks, and nothing gathers that is cheaper by the batch.
-                if len(tasks) < self.cpus and pace.spins(now):
-                    events = self._spin(pace, now)
+                if len(tasks) < self.cpus:
+                    events = spin(pace, poll)
                 events = events or poll(max(until - now, 0.0))
                 pace.waited(clock() - now)
             for fd, mask in events:
@@ -278,19 +279,6 @@ class NodeServer:
             ):
                 self.next_tick = min(self.next_tick, now + 0.01)
             self._talk_to_head(now)
-
-    def _spin(self, pace: Pace, now: float) -> list[tuple[int, int]]:
-        """Events, as soon as there are any, for a while."""
-        poll, clock = self.poller.poll, time.monotonic
-        until = now + SPIN
-        while now < until:
-            events = poll(0)
-            if events:
-                return events
-            os.sched_yield()
-            before, now = now, clock()
-            pace.gave_way(now - before, now)
-        return []
 
     def _let_go(self, now: float) -> None:
         """Send what was held back; results that nobody waits for can wait a little longer."""

@@ -13,16 +13,8 @@ _CELL = re.compile(r"In\[(\d+)\]")
 
 
 @dataclass(slots=True)
-class Line:
-    """One line of a task: without its end, and as it is seen when it was written over. The fields are those of `Record`."""
-
-    task: bytes
-    name: str
-    cell: str
-    stream: str
-    time: float
-    pid: int
-    text: str
+class Line(Record):
+    """One line of a task: without its end, and as it is seen when it was written over."""
 
 
 def lines(records: Iterable[Record]) -> list[Line]:

@@ -24,7 +24,8 @@ from typing import Any
 
 from nbray import platform
 from nbray.transport.frames import FrameReader, encode_frame
-from nbray.transport.pace import SPIN, Pace
+from nbray.transport.pace import Pace
+from nbray.transport.spinning import spin
 
 _SIGINT = int(signal.SIGINT)
 _READ = 1 << 16  # Above 128 KB every read would map and unmap its buffer: three system calls more.
@@ -290,9 +291,7 @@ class Link:
                         if not satisfied():
                             self._read(left, shielded)
                     finally:
-                        self._read_lock.release()
-                        if self._followers:
-                            self._notify()
+                        self._end_reading()
                     self.after_read()
                 else:
                     self._follow(satisfied, left, shielded)
@@ -309,6 +308,12 @@ class Link:
         """The time is up: what has arrived already still counts."""
         self.poll_now()
         return satisfied()
+
+    def _end_reading(self) -> None:
+        """Others may read, and look at what this thread has read."""
+        self._read_lock.release()
+        if self._followers:
+            self._notify()
 
     def _notify(self) -> None:
         with self._came:
@@ -346,7 +351,7 @@ class Link:
                 if shielded:
                     self.interrupts.waiting = True
                 if self._pace is not None and not self._followers:
-                    self._spin(self._pace)
+                    spin(self._pace, self._poll.poll)
                 chunks.extend(map(self.sock.recv, _ONE_READ))
                 if shielded:
                     self.interrupts.waiting = False
@@ -366,18 +371,6 @@ class Link:
             if messages:
                 self._receive(messages)
 
-    def _spin(self, pace: Pace) -> None:
-        """Until something is there to read, for a while."""
-        found, clock = self._poll.poll, time.monotonic
-        now = clock()
-        if not pace.spins(now):
-            return
-        until = now + SPIN
-        while now < until and not found(0):
-            os.sched_yield()
-            before, now = now, clock()
-            pace.gave_way(now - before, now)
-
     def poll_now(self) -> None:
         """Take in what has arrived, without waiting."""
         if self._read_lock.acquire(blocking=False):
@@ -385,9 +378,7 @@ class Link:
                 while not self.dead and self._poll.poll(0):
                     self._take(False)
             finally:
-                self._read_lock.release()
-                if self._followers:
-                    self._notify()
+                self._end_reading()
             self.after_read()
 
     def take(self, unless: Callable[[], bool]) -> None:
@@ -397,9 +388,7 @@ class Link:
                 if not unless():
                     self._take(False)
             finally:
-                self._read_lock.release()
-                if self._followers:
-                    self._notify()
+                self._end_reading()
             self.after_read()
         else:
             self._follow(unless, None, False)
@@ -504,9 +493,7 @@ class Link:
                 if self._poll.poll(0) and not self.dead:
                     self._take(False)
             finally:
-                self._read_lock.release()
-            if self._followers:
-                self._notify()
+                self._end_reading()
             self.after_read()
 
     def close(self) -> None:

@@ -107,21 +107,25 @@ class Executor:
         ):
             self._seeder.seed(run.task)
 
-    def execute(self, run: Run, spec: TaskClass) -> None:
-        """Execute a run in this thread, up to its report."""
-        name = spec.name
-        if name is not self._title:
-            self._title = name
-            platform.set_process_title(f"nbray worker: {name}")
-        task = context.TaskContext(
+    def _context(self, run: Run, spec: TaskClass) -> context.TaskContext:
+        """What the user's code and its threads are told of the run they belong to."""
+        return context.TaskContext(
             run.task,
-            name,
+            spec.name,
             actor=self.actor,
             attempt=run.attempt,
             restarts=self.restarts,
             cell=run.cell,
             gpus=self._surroundings.gpus,
         )
+
+    def execute(self, run: Run, spec: TaskClass) -> None:
+        """Execute a run in this thread, up to its report."""
+        name = spec.name
+        if name is not self._title:
+            self._title = name
+            platform.set_process_title(f"nbray worker: {name}")
+        task = self._context(run, spec)
         token = context.current_task.set(task)
         self.engine.running = task
         scopes: list[Scope] = []
@@ -379,15 +383,7 @@ class Executor:
             pool.shutdown(wait=not self.ended)
 
     def _thread_run(self, run: Run, spec: TaskClass) -> None:
-        task = context.TaskContext(
-            run.task,
-            spec.name,
-            actor=self.actor,
-            attempt=run.attempt,
-            restarts=self.restarts,
-            cell=run.cell,
-            gpus=self._surroundings.gpus,
-        )
+        task = self._context(run, spec)
         token = context.current_task.set(task)
         self._running[run.task] = (task, None)
         scopes: list[Scope] = []
@@ -482,15 +478,7 @@ class Executor:
         self, run: Run, spec: TaskClass, limit: asyncio.Semaphore, flush_soon: Callable[[], None]
     ) -> None:
         async with limit:
-            task = context.TaskContext(
-                run.task,
-                spec.name,
-                actor=self.actor,
-                attempt=run.attempt,
-                restarts=self.restarts,
-                cell=run.cell,
-                gpus=self._surroundings.gpus,
-            )
+            task = self._context(run, spec)
             context.current_task.set(task)
             self._running[run.task] = (task, asyncio.current_task())
             scopes: list[Scope] = []
