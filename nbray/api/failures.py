@@ -14,7 +14,6 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-import nbray
 from nbray import failure_codec
 from nbray.api import readonly, reports
 from nbray.api.functions import pickle_alone
@@ -27,7 +26,6 @@ CAUSE_LIMIT = 8 * 1024 * 1024
 TEXT_LIMIT = 16 * 1024
 TRACEBACK_LIMIT = 256 * 1024
 
-_OWN_FRAMES = os.path.dirname(os.path.abspath(nbray.__file__)) + os.sep
 _LAUNCHERS = tuple(
     os.path.dirname(os.path.abspath(os.__file__)) + os.sep + name
     for name in (
@@ -153,7 +151,7 @@ def _keep_user_frames(description: traceback.TracebackException, seen: set[int])
     frames = [
         frame
         for frame in description.stack or ()
-        if not os.path.abspath(frame.filename).startswith(_OWN_FRAMES)
+        if not os.path.abspath(frame.filename).startswith(reports.OWN_FRAMES)
     ]
     first = next(
         (i for i, frame in enumerate(frames) if not os.path.abspath(frame.filename).startswith(_LAUNCHERS)),

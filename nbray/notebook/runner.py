@@ -13,7 +13,6 @@ import functools
 import inspect
 import io
 import linecache
-import os
 import sys
 import threading
 import traceback
@@ -22,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import nbray
 from nbray import preferences
 from nbray.api.reports import Report, describe
 from nbray.notebook import changes, kept, shell, transfer
@@ -39,8 +37,6 @@ FAILED_LIMIT = 4 * 1024 * 1024
 
 _PLACEHOLDER = object()
 """The value of a name that exists in the notebook and that the cell, if at all, deletes."""
-
-_OWN_FRAMES = os.path.dirname(os.path.abspath(nbray.__file__ or __file__)) + os.sep
 
 
 @dataclass

@@ -17,7 +17,7 @@ from itertools import islice
 from types import BuiltinFunctionType, FrameType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-import nbray
+from nbray.api.reports import OWN_FRAMES
 from nbray.messages import Largest
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ _VARIABLES = 5_000
 """Variables of a scope, and attributes of an object, that are looked at."""
 _SAMPLE = 1_000
 """Elements of a container that are measured; the others count as much on average."""
-_OWN = os.path.dirname(os.path.abspath(nbray.__file__)) + os.sep
-_EXECUTOR = os.path.join(_OWN, "worker", "executor.py")
+_EXECUTOR = os.path.join(OWN_FRAMES, "worker", "executor.py")
 _NOT_DATA = (ModuleType, type, FunctionType, MethodType, BuiltinFunctionType)
 _PLAIN = frozenset({bytes, bytearray, str, int, float, complex, bool, memoryview, range, type(None)})
 _CONTAINERS = (list, tuple, set, frozenset, deque)
@@ -106,7 +105,7 @@ def _outermost_first(frame: FrameType | None, awaits: Any) -> Iterator[FrameType
 
 
 def _is_users(frame: FrameType) -> bool:
-    return not os.path.abspath(frame.f_code.co_filename).startswith(_OWN)
+    return not os.path.abspath(frame.f_code.co_filename).startswith(OWN_FRAMES)
 
 
 def _variables(frames: Iterable[FrameType]) -> Iterator[tuple[str, Any]]:

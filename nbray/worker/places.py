@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
-import nbray
+from nbray.api.reports import OWN_FRAMES
 from nbray.messages import Places
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 LOOK = int(signal.SIGURG)
 FRAMES = 30
 """Innermost frames that are told of."""
-
-_OWN = os.path.dirname(os.path.abspath(nbray.__file__)) + os.sep
 
 
 def _ignored(_number: int, _frame: FrameType | None) -> None:
@@ -84,6 +82,6 @@ def _users(frames: Iterable[tuple[CodeType, int]]) -> list[tuple[str, int, str]]
     kept = [
         (code.co_filename, line, code.co_name)
         for code, line in frames
-        if not os.path.abspath(code.co_filename).startswith(_OWN) and code.co_filename[:1] != "<"
+        if not os.path.abspath(code.co_filename).startswith(OWN_FRAMES) and code.co_filename[:1] != "<"
     ]
     return kept[-FRAMES:]
